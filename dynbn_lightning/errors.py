@@ -1,0 +1,49 @@
+"""The errors this package raises: each names what was wrong, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DynBNError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class CorruptionError(DynBNError, ValueError):
+    """An unknown corruption, severity, cell or preset."""
+
+
+class ImageError(DynBNError, ValueError):
+    """Images of a wrong rank, range, dtype or size, or with NaN."""
+
+
+class DataError(DynBNError, ValueError):
+    """A data source that is missing, empty or not what it was said to be."""
+
+
+class CheckpointError(DynBNError, ValueError):
+    """A checkpoint that is missing, unreadable or of another model."""
+
+
+class UnsupportedModelError(DynBNError, TypeError):
+    """A model without BatchNorm layers, or with layers that cannot be routed."""
+
+
+class BankError(DynBNError, ValueError):
+    """A bank that is damaged, incomplete or of another model."""
+
+
+class DetectorError(DynBNError, ValueError):
+    """A detector that does not fit the bank or the images."""
+
+
+class RoutingError(DynBNError, RuntimeError):
+    """Routing asked for where it cannot be done: no assignment, a wrong batch size, a patched model."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A phrase that suggests the nearest of the known names, or lists them all when none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -1,0 +1,74 @@
+"""The input normalisation that a model was trained with: (pixels - mean) / std per channel, pixels in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynbn_lightning.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation per channel, of pixels in [0, 1].
+
+    `Normalization.of` takes what users write: one of the names in `NORMALIZATIONS`, a (mean, std) pair, `None` for
+    pixels left in [0, 1], or a `Normalization`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise DataError(f"normalization needs as many means as standard deviations, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise DataError(f"normalization needs standard deviations above 0, got {self.std}")
+
+    @classmethod
+    def of(cls, value: str | Normalization | Sequence[Sequence[float]] | None) -> Normalization:
+        """The normalisation that a name, a (mean, std) pair or None stands for."""
+        if value is None:
+            return NORMALIZATIONS["none"]
+        if isinstance(value, Normalization):
+            return value
+        if isinstance(value, str):
+            if value not in NORMALIZATIONS:
+                raise DataError(f"unknown normalization {value!r}: {did_you_mean(value, NORMALIZATIONS)}")
+            return NORMALIZATIONS[value]
+        mean, std = value
+        return cls(tuple(mean), tuple(std))
+
+    def _channels(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        if len(values) not in (1, like.shape[-3]):
+            raise DataError(f"normalization has {len(values)} channels, the images have {like.shape[-3]}")
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], shape (..., C, H, W), to what the model takes."""
+        return (pixels - self._channels(self.mean, pixels)) / self._channels(self.std, pixels)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """What the model takes, shape (..., C, H, W), back to pixels in [0, 1], in float32."""
+        images = images.float()
+        return images * self._channels(self.std, images) + self._channels(self.mean, images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON; `Normalization(**d)` reads it back."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+
+NORMALIZATIONS: dict[str, Normalization] = {
+    "none": Normalization((0.0,), (1.0,)),
+    "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "half": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Known normalisations by name; `imagenet` is also what the public CIFAR-10 ResNets were trained with."""
