@@ -1,0 +1,6 @@
+"""Which corruption does an image carry? Spectrum features and the detector network."""
+
+from dynbn_lightning.detection.perceptron import SpectrumPerceptron
+from dynbn_lightning.detection.spectrum import log_amplitude_spectrum, pool_spectrum
+
+__all__ = ["SpectrumPerceptron", "log_amplitude_spectrum", "pool_spectrum"]

@@ -1,0 +1,189 @@
+"""The bank: the BatchNorm statistics of one model, a row per corruption, with what produced them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from dynbn_lightning.batchnorm.bank_file import read_bank_file, write_bank_file
+from dynbn_lightning.batchnorm.collecting import collect_statistics
+from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
+from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
+from dynbn_lightning.batchnorm.patched_layers import source_statistics
+from dynbn_lightning.errors import BankError, did_you_mean
+
+SOURCE_ROW = "clean"
+"""The name of row 0, the source statistics: what the model came with."""
+
+
+@dataclass(frozen=True, eq=False)
+class BNStatsBank:
+    """Rows of BatchNorm statistics for all layers of one model; row 0, `clean`, holds the source statistics.
+
+    Attributes:
+        rows: the names of the K rows, the first one `clean`.
+        layers: layer name -> number of channels, in the model's order.
+        mean: means of all layers side by side, shape (K, channels of all layers), float32.
+        var: unbiased variances, same shape.
+        fingerprints: of the model's weights, by precision.
+        provenance: what produced the rows: normalization, preset, severities, seed, source, images per row, as far as
+            it is known.
+    """
+
+    rows: tuple[str, ...]
+    layers: Mapping[str, int]
+    mean: Tensor
+    var: Tensor
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.rows), sum(self.layers.values()))
+        if tuple(self.mean.shape) != shape or tuple(self.var.shape) != shape:
+            raise BankError(
+                f"a bank of {shape[0]} rows and {shape[1]} channels needs tables of shape {shape}, "
+                f"got mean {tuple(self.mean.shape)} and var {tuple(self.var.shape)}"
+            )
+        if not self.rows or self.rows[0] != SOURCE_ROW or len(set(self.rows)) != len(self.rows):
+            raise BankError(f"the rows of a bank are distinct and begin with {SOURCE_ROW!r}, got {list(self.rows)}")
+        if not (self.mean.isfinite().all() and self.var.isfinite().all() and (self.var >= 0).all()):
+            raise BankError("a bank's means and variances are finite and its variances at least 0; these are not")
+
+    @classmethod
+    def collect(cls, model: nn.Module, loaders: Mapping[str, Iterable[Any]], *, progress: bool = True) -> BNStatsBank:
+        """Measure a row for every entry of `loaders`; row 0 is what the model came with.
+
+        A row's statistics are those that each layer sees when the layers before it already use the row's own, merged
+        exactly over the batches, one forward pass per image.
+
+        Args:
+            model: the classifier, on the device to run on; as it was afterwards.
+            loaders: row name -> batches of images (N, C, H, W), normalised as the model takes them, or tuples that
+                begin with them. `CorruptionDataModule.row_loaders()` is one, and records what it did in `provenance`.
+                An entry `clean` is passed over.
+            progress: show a progress bar.
+
+        Raises:
+            UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones.
+            DataError: if a loader is empty or yields no images.
+            BankError: if there is no row to measure.
+        """
+        layers = find_batchnorm_layers(model)
+        rows = [row for row in loaders if row != SOURCE_ROW]
+        if not rows:
+            raise BankError("no rows to measure: `loaders` needs an entry besides 'clean', such as 'fog'")
+        statistics = {SOURCE_ROW: {name: source_statistics(layer) for name, layer in layers.items()}}
+        image_counts: dict[str, int] = {}
+        columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not progress) as bar:
+            task = bar.add_task("BatchNorm statistics", total=len(rows))
+            for row in rows:
+                bar.update(task, description=f"BatchNorm statistics of {row}")
+                statistics[row], image_counts[row] = collect_statistics(model, loaders[row])
+                bar.advance(task)
+            bar.update(task, description="BatchNorm statistics")
+        provenance = dict(getattr(loaders, "provenance", {}))
+        return cls(
+            rows=(SOURCE_ROW, *rows),
+            layers={name: len(statistics[SOURCE_ROW][name][0]) for name in layers},
+            mean=torch.stack([torch.cat([m.float().cpu() for m, _ in row.values()]) for row in statistics.values()]),
+            var=torch.stack([torch.cat([v.float().cpu() for _, v in row.values()]) for row in statistics.values()]),
+            fingerprints=fingerprints(model),
+            provenance={**provenance, "image_counts": image_counts},
+        )
+
+    def __getitem__(self, row: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Layer name -> (mean, variance) of a row, each (C,)."""
+        index = self.index(row)
+        widths = list(self.layers.values())
+        return dict(
+            zip(
+                self.layers,
+                zip(self.mean[index].split(widths), self.var[index].split(widths), strict=True),
+                strict=True,
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def index(self, row: str) -> int:
+        """The number of a row; `BankError` with the nearest name if there is none."""
+        if row not in self.rows:
+            raise BankError(f"the bank has no row {row!r}: {did_you_mean(row, self.rows)}")
+        return self.rows.index(row)
+
+    def mismatch(self, model: nn.Module) -> str | None:
+        """What differs between the model that this bank was collected on and `model`; None if nothing does."""
+        widths = {name: source_statistics(layer)[0].numel() for name, layer in find_batchnorm_layers(model).items()}
+        if widths != dict(self.layers):
+            missing = [name for name in self.layers if name not in widths]
+            extra = [name for name in widths if name not in self.layers]
+            resized = [
+                f"{name} ({self.layers[name]} channels in the bank, {widths[name]} in the model)"
+                for name in widths
+                if name in self.layers and widths[name] != self.layers[name]
+            ]
+            return (
+                "; ".join(
+                    f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                    for what, names in (
+                        ("layers of the bank that the model lacks", missing),
+                        ("layers of the model that the bank lacks", extra),
+                        ("layers of another width", resized),
+                    )
+                    if names
+                )
+                or "the layers are in another order"
+            )
+        if self.fingerprints and not matches_fingerprints(model, dict(self.fingerprints)):
+            return "the layers are alike but the weights are others (another checkpoint, or further trained)"
+        return None
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise `BankError` unless this bank was collected on `model`'s architecture and weights."""
+        difference = self.mismatch(model)
+        if difference is not None:
+            raise BankError(
+                f"this bank is of another model than {type(model).__name__}: {difference}. "
+                "Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the bank as a safetensors file; a file there is replaced as a whole or, on failure, left alone."""
+        metadata = {
+            "rows": list(self.rows),
+            "layers": [[name, width] for name, width in self.layers.items()],
+            "fingerprints": dict(self.fingerprints),
+            "provenance": dict(self.provenance),
+        }
+        write_bank_file(Path(path), self.mean, self.var, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> BNStatsBank:
+        """Read a bank; with `model`, refuse it unless it was collected on that model.
+
+        Raises:
+            BankError: if the file is missing, damaged, of a newer format, or of another model.
+        """
+        mean, var, metadata = read_bank_file(Path(path))
+        try:
+            bank = cls(
+                rows=tuple(metadata["rows"]),
+                layers={name: int(width) for name, width in metadata["layers"]},
+                mean=mean,
+                var=var,
+                fingerprints=dict(metadata["fingerprints"]),
+                provenance=dict(metadata["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BankError(f"{path} is damaged: {error}") from error
+        if model is not None:
+            bank.check_model(model)
+        return bank

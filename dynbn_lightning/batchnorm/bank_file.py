@@ -1,0 +1,83 @@
+"""The bank's file: safetensors with a checksum, written atomically, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dynbn_lightning.errors import BankError
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "dynbn_bank"
+
+
+def write_bank_file(path: Path, mean: Tensor, var: Tensor, metadata: dict[str, Any]) -> None:
+    """Write both tables (K, channels) and the metadata; an existing file is replaced as a whole or left alone."""
+    tables = {"mean": mean.float().contiguous(), "var": var.float().contiguous()}
+    described = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
+    header = {_METADATA_KEY: described, "sha256": _checksum(tables["mean"], tables["var"], described)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(tables, temporary, metadata=header)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_bank_file(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Read both tables and the metadata.
+
+    Raises:
+        BankError: if the file is missing, no bank, damaged, or of a newer format.
+    """
+    if not path.is_file():
+        raise BankError(f"there is no bank at {path}: write one with BNStatsBank.save or `dynbn bank build`")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if _METADATA_KEY not in header:
+                raise BankError(f"{path} is a safetensors file but no bank: it lacks the bank's metadata")
+            metadata = json.loads(header[_METADATA_KEY])
+            version = metadata.get("format_version")
+            if version != FORMAT_VERSION:
+                raise BankError(
+                    f"{path} has bank format {version!r}, this version of dynbn-lightning reads {FORMAT_VERSION}: "
+                    "update the package or collect the bank again"
+                )
+            mean, var = file.get_tensor("mean"), file.get_tensor("var")
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        if isinstance(error, BankError):
+            raise
+        raise BankError(f"{path} is no bank, or damaged: {error}") from error
+    if mean.dtype != torch.float32 or var.dtype != torch.float32:
+        raise BankError(f"{path} is damaged: its tables are {mean.dtype} and {var.dtype}, not float32")
+    if _checksum(mean, var, header[_METADATA_KEY]) != header.get("sha256"):
+        raise BankError(f"{path} is damaged: its checksum does not match its content")
+    return mean, var, metadata
+
+
+def _checksum(mean: Tensor, var: Tensor, described: str) -> str:
+    digest = hashlib.sha256(described.encode())
+    for table in (mean, var):
+        digest.update(str(tuple(table.shape)).encode())
+        digest.update(memoryview(table.numpy()))
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,41 @@
+"""A fingerprint of a model's weights: a bank belongs to one set of weights, whatever precision they are cast to."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from dynbn_lightning.batchnorm.layers import canonical_name
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def fingerprints(model: nn.Module) -> dict[str, str]:
+    """Fingerprints of the weights as they are in float32 and as they become when cast to each half precision.
+
+    Lightning's true-half precisions cast a model before a test begins; the half fingerprints recognise it then.
+    """
+    return {name: _digest(model, dtype) for name, dtype in _DTYPES.items()}
+
+
+def matches_fingerprints(model: nn.Module, known: dict[str, str]) -> bool:
+    """Whether the model's weights are those that `known` was taken from, as is or cast."""
+    lowest = "float32"
+    for name, dtype in list(_DTYPES.items())[1:]:
+        if any(tensor.dtype == dtype for tensor in model.state_dict().values()):
+            lowest = name
+    return known.get(lowest) == _digest(model, _DTYPES[lowest])
+
+
+@torch.no_grad()
+def _digest(model: nn.Module, dtype: torch.dtype) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted((canonical_name(name), tensor) for name, tensor in model.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue  # counts training steps, changes no output
+        value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""Mixtures of rows: one mean and one variance per image from weights over the rows of a bank."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dynbn_lightning.errors import RoutingError
+
+Mixing = Literal["moments", "average"]
+MIXINGS: tuple[str, ...] = get_args(Mixing)
+
+
+def check_weights(weights: Tensor, num_rows: int) -> Tensor:
+    """Return mixture weights (N, K) if their shape and dtype fit a bank of K rows, else raise `RoutingError`."""
+    if weights.dim() != 2 or weights.shape[1] != num_rows or not weights.is_floating_point():
+        raise RoutingError(
+            f"mixture weights need shape (N, {num_rows}) and a floating dtype, one column per row of the bank; "
+            f"got {tuple(weights.shape)} of {weights.dtype}"
+        )
+    return weights
+
+
+def mix_rows(weights: Tensor, means: Tensor, variances: Tensor, mixing: Mixing = "moments") -> tuple[Tensor, Tensor]:
+    """Mean and variance of each image's mixture of rows.
+
+    `"moments"` gives the moments of the mixture distribution: mean = sum w_k mean_k and
+    var = sum w_k (var_k + (mean_k - mean)^2); summed in this form, for sum w_k mean_k^2 - mean^2 cancels in float32.
+    `"average"` leaves the spread of the means out: var = sum w_k var_k. A one-hot weight copies its row exactly in
+    both.
+
+    Args:
+        weights: shape (N, K), each row non-negative and summing to 1.
+        means: shape (K, C).
+        variances: shape (K, C), unbiased.
+        mixing: how variances are mixed.
+
+    Returns:
+        Means and variances, both (N, C), in the dtype of `means`.
+
+    Raises:
+        RoutingError: if shapes don't fit or `mixing` is unknown.
+    """
+    check_weights(weights, len(means))
+    if mixing not in MIXINGS:
+        raise RoutingError(f"mixing {mixing!r} is not one of {', '.join(MIXINGS)}")
+    with torch.autocast(weights.device.type, enabled=False):
+        weights = weights.to(means)
+        mean = weights @ means
+        var = weights @ variances
+        if mixing == "moments":
+            # Row by row: the (N, K, C) tensor of all differences would be gigabytes for wide models.
+            for weight, row_mean in zip(weights.unbind(1), means, strict=True):
+                var.addcmul_(weight.unsqueeze(1), (row_mean - mean).square())
+    return mean, var

@@ -1,0 +1,101 @@
+"""Batch normalisation with the batch's own moments, one row of statistics, or one row per image: pure functions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynbn_lightning.errors import RoutingError
+
+
+def normalize_batch(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalise activations with given statistics, as `torch.nn.functional.batch_norm` does in evaluation.
+
+    Args:
+        x: activations, shape (N, C) or (N, C, *spatial), floating.
+        mean: shape (C,) for one row shared by the batch, or (N, C) for a row per image.
+        var: variances, of the shape of `mean`.
+        weight: scale per channel, shape (C,), or None.
+        bias: shift per channel, shape (C,), or None.
+        eps: added to the variance.
+
+    Returns:
+        Normalised activations: shape, dtype and memory format of `x`. The statistics are used in float32 (float64 for
+        float64 activations), whatever the dtype of `x`.
+
+    Raises:
+        RoutingError: if the statistics are of another number of images or channels than `x`.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, var = mean.to(dtype), var.to(dtype)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if mean.shape[-1] != x.shape[1]:
+        raise RoutingError(f"statistics of {mean.shape[-1]} channels for activations of {x.shape[1]} channels")
+    if mean.dim() == 1:
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+    if mean.shape[0] != x.shape[0]:
+        raise RoutingError(f"statistics of {mean.shape[0]} images for activations of {x.shape[0]}")
+    return _normalize_per_image(x, mean, var, weight, bias, eps)
+
+
+def _normalize_per_image(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    # One batch norm on the (1, N * C, *spatial) view: the same kernel as the layer's own, so the same bits, where
+    # x * scale + shift would round differently in about a third of the values.
+    images, channels, *spatial = x.shape
+    out = F.batch_norm(
+        x.contiguous().view(1, images * channels, *spatial),
+        mean.reshape(-1),
+        var.reshape(-1),
+        None if weight is None else weight.repeat(images),
+        None if bias is None else bias.repeat(images),
+        training=False,
+        eps=eps,
+    ).view(x.shape)
+    return out.contiguous(memory_format=memory_format_of(x))
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format that `x` is laid out in: channels last where it is so and is not also contiguous."""
+    if not x.is_contiguous():
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def normalize_with_batch_moments(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise activations by their own moments and return these: one fused pass, as in training mode.
+
+    Args:
+        x: activations, shape (N, C) or (N, C, *spatial), floating, with more than one value per channel.
+        weight: scale per channel, shape (C,), or None.
+        bias: shift per channel, shape (C,), or None.
+        eps: added to the (biased) batch variance.
+
+    Returns:
+        Normalised activations, the batch mean (C,) and the unbiased batch variance (C,), the moments in float32
+        (float64 for float64 activations).
+
+    Raises:
+        RoutingError: if `x` has a single value per channel, which has no variance.
+    """
+    if x.numel() // x.shape[1] < 2:
+        raise RoutingError(
+            f"activations of shape {tuple(x.shape)} have one value per channel, so no variance: use larger batches"
+        )
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, var = x.new_zeros(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    # Momentum 1 makes the "running" statistics those of this batch: exactly, because 0 * 0 + 1 * value is.
+    out = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
+    return out, mean, var

@@ -1,0 +1,125 @@
+"""The subclass that stands in for each BatchNorm class while it is patched.
+
+A patched layer is the user's own layer object with its `__class__` swapped: parameters, buffers, hooks and names stay
+as they are. What it does is decided by its policy, a callable kept as a plain attribute; the subclass knows only what
+is particular to its class: its arithmetic, and what follows the normalisation (timm's dropout and activation).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from dynbn_lightning.batchnorm.normalization import normalize_batch, normalize_with_batch_moments
+
+
+class LayerPolicy(Protocol):
+    """What a patched layer does with its input: `policy(layer, x)` returns the layer's output."""
+
+    def __call__(self, layer: PatchedLayer, x: Tensor) -> Tensor:
+        """Return the output of `layer` for activations `x` of shape (N, C, *spatial)."""
+        ...
+
+
+class PatchedLayer:
+    """Mixin of every patched class; comes before the class it stands in for."""
+
+    dynbn_policy: LayerPolicy
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+    training: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Do what the policy says."""
+        return self.dynbn_policy(self, x)
+
+    def own_forward(self, x: Tensor) -> Tensor:
+        """The forward of the class that this layer had before it was patched, with its own statistics."""
+        out: Tensor = super().forward(x)  # type: ignore[misc]
+        return out
+
+    def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The layer's output with statistics of shape (C,), shared, or (N, C), one row per image."""
+        self._check(x)
+        return self.finish(normalize_batch(x, mean, var, self.weight, self.bias, self.eps))
+
+    def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's output with the moments of `x` itself, their mean (C,) and unbiased variance (C,)."""
+        self._check(x)
+        out, mean, var = normalize_with_batch_moments(x, self.weight, self.bias, self.eps)
+        return self.finish(out), mean, var
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What the class does after normalising; nothing, for most."""
+        return x
+
+    def _check(self, x: Tensor) -> None:
+        check = getattr(self, "_check_input_dim", None)
+        if check is not None:
+            check(x)
+
+
+class PatchedBatchNorm1d(PatchedLayer, nn.BatchNorm1d):
+    """Stands in for `torch.nn.BatchNorm1d`."""
+
+
+class PatchedBatchNorm2d(PatchedLayer, nn.BatchNorm2d):
+    """Stands in for `torch.nn.BatchNorm2d`."""
+
+
+class PatchedBatchNorm3d(PatchedLayer, nn.BatchNorm3d):
+    """Stands in for `torch.nn.BatchNorm3d`."""
+
+
+class PatchedSyncBatchNorm(PatchedLayer, nn.SyncBatchNorm):
+    """Stands in for `torch.nn.SyncBatchNorm`."""
+
+
+class FrozenArithmetic(PatchedLayer):
+    """Layers that multiply by a precomputed scale instead of calling batch norm; another rounding, kept here."""
+
+    def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The layer's output with statistics of shape (C,) or (N, C), in the frozen layers' own arithmetic."""
+        assert self.weight is not None
+        assert self.bias is not None
+        per_channel = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
+        scale = self.weight.view(1, -1) * (var.view(-1, x.shape[1]) + self.eps).rsqrt()
+        shift = self.bias.view(1, -1) - mean.view(-1, x.shape[1]) * scale
+        return self.finish((x * scale.view(per_channel) + shift.view(per_channel)).to(x.dtype))
+
+    def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base class; the moments come first, then the frozen arithmetic with the biased variance."""
+        _, mean, var = normalize_with_batch_moments(x, None, None, self.eps)
+        values = x.numel() // x.shape[1]
+        return self.normalize(x, mean, var * ((values - 1) / values)), mean, var
+
+
+class PatchedFrozenBatchNorm2d(FrozenArithmetic, FrozenBatchNorm2d):  # type: ignore[misc]
+    """Stands in for `torchvision.ops.FrozenBatchNorm2d`."""
+
+
+class DropAndActivate(PatchedLayer):
+    """timm's layers that apply dropout and an activation after normalising."""
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The layer's own dropout, then its own activation, where it has them."""
+        for name in ("drop", "act"):
+            step = getattr(self, name, None)
+            if step is not None:
+                x = step(x)
+        return x
+
+
+def source_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The running mean and variance that a layer came with, each (C,), detached and in at least float32."""
+    mean, var = layer.running_mean, layer.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    dtype = torch.promote_types(mean.dtype, torch.float32)
+    return mean.detach().to(dtype), var.detach().to(dtype)

@@ -1,0 +1,160 @@
+"""Routing: every image of a batch normalised with its own row of a bank, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dynbn_lightning.batchnorm.bank import BNStatsBank
+from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
+from dynbn_lightning.batchnorm.mixing import Mixing, check_weights, mix_rows
+from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
+from dynbn_lightning.batchnorm.patching import Patch
+from dynbn_lightning.errors import RoutingError
+
+
+class Routing:
+    """Which statistics the images of the next forward use; shared by all layers of one patched model.
+
+    Made by `routed`. Until `set` is called, and after `clear`, the model is its unpatched self.
+    """
+
+    def __init__(self, bank: BNStatsBank, model: nn.Module, mixing: Mixing = "moments") -> None:
+        layers = find_batchnorm_layers(model)
+        source = [source_statistics(layers[name]) for name in bank.layers]
+        # Row 0 comes from the model itself: a cast to half precision has rounded its statistics since the bank was
+        # collected, and images on row 0 must see exactly what the layer's own forward sees.
+        source_mean, source_var = (torch.cat(parts) for parts in zip(*source, strict=True))
+        self._means = bank.mean.to(source_mean, copy=True)
+        self._vars = bank.var.to(source_var, copy=True)
+        self._means[0], self._vars[0] = source_mean, source_var
+        self._mixing = mixing
+        self._rows = bank.rows
+        self._statistics: tuple[Tensor, Tensor] | None = None
+        bounds = [0]
+        for width in bank.layers.values():
+            bounds.append(bounds[-1] + width)
+        self._channels = {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(bank.layers)}
+
+    def set(self, assignment: Tensor | str) -> None:
+        """Assign rows to the images of the next forward passes.
+
+        Args:
+            assignment: row numbers (N,) int64, one per image; or mixture weights (N, K) floating, each row
+                non-negative and summing to 1; or the name of one row for all images of any batch.
+
+        A batch wholly on row 0 runs each layer's own forward. Finding that out costs one host synchronisation on CUDA.
+
+        Raises:
+            RoutingError: for wrong shapes, dtypes, row numbers or names.
+        """
+        if isinstance(assignment, str):
+            if assignment not in self._rows:
+                raise RoutingError(f"the bank has no row {assignment!r}; it has {', '.join(self._rows)}")
+            self._use_one_row(self._rows.index(assignment))
+        elif assignment.dim() == 1 and not assignment.is_floating_point():
+            self._set_rows(assignment)
+        else:
+            self._set_weights(assignment)
+
+    def clear(self) -> None:
+        """Go back to the source statistics, for batches of any size."""
+        self._statistics = None
+
+    def _use_one_row(self, row: int) -> None:
+        self._statistics = None if row == 0 else (self._means[row], self._vars[row])
+
+    def _set_rows(self, rows: Tensor) -> None:
+        if rows.numel() == 0:
+            raise RoutingError("an assignment for an empty batch: expected one row number per image")
+        low, high = torch.stack(rows.aminmax()).tolist()
+        if low < 0 or high >= len(self._rows):
+            raise RoutingError(f"row numbers from {low} to {high} for a bank of {len(self._rows)} rows")
+        if low == high:
+            self._use_one_row(low)
+        else:
+            rows = rows.to(self._means.device)
+            self._statistics = self._means[rows], self._vars[rows]
+
+    def _set_weights(self, weights: Tensor) -> None:
+        check_weights(weights, len(self._rows))
+        if bool((weights[:, 0] == 1).all()):
+            self._statistics = None
+        else:
+            self._statistics = mix_rows(weights.to(self._means.device), self._means, self._vars, self._mixing)
+
+    def forward(self, name: str, layer: PatchedLayer, x: Tensor) -> Tensor:
+        """The output of the layer called `name` under the present assignment."""
+        if layer.training:
+            raise RoutingError(f"layer {name!r} is in training mode while it is routed: call model.eval() first")
+        if self._statistics is None:
+            return layer.own_forward(x)
+        mean, var = (table[..., self._channels[name]] for table in self._statistics)
+        if mean.dim() == 2 and len(mean) != len(x):
+            copies, rest = divmod(len(x), len(mean))
+            if rest or not copies:
+                raise RoutingError(
+                    f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {len(mean)} images: "
+                    "assign one row to each image of the batch before its forward"
+                )
+            # Models that fold time or crops into the batch do so image by image, (N * T): an image's copies adjoin.
+            mean, var = (table.repeat_interleave(copies, 0) for table in (mean, var))
+        return layer.normalize(x, mean, var)
+
+
+class RoutingPolicy:
+    """What a routed layer does: ask the model's routing for its statistics."""
+
+    def __init__(self, name: str, routing: Routing) -> None:
+        self.name = name
+        self.routing = routing
+
+    def __call__(self, layer: PatchedLayer, x: Tensor) -> Tensor:
+        """Return the layer's output under the routing's present assignment."""
+        return self.routing.forward(self.name, layer, x)
+
+
+def patch_with_bank(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "moments") -> tuple[Patch, Routing]:
+    """Patch a model for routing until `Patch.undo()`; `routed` is the same as a context.
+
+    Raises:
+        BankError: if the bank was collected on another model.
+        UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones.
+        RoutingError: if the model is patched already.
+    """
+    bank.check_model(model)
+    routing = Routing(bank, model, mixing)
+    return Patch(model, lambda name, layer: RoutingPolicy(name, routing)), routing
+
+
+@contextmanager
+def routed(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "moments") -> Iterator[Routing]:
+    """Route the images of a model by the rows of a bank inside a `with` block.
+
+    Args:
+        model: the classifier that the bank was collected on, in evaluation mode.
+        bank: its rows.
+        mixing: how variances are mixed when weights over rows are given, see `mix_rows`.
+
+    Yields:
+        The routing, whose `set` assigns rows to the images of the next forward.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from dynbn_lightning.batchnorm import BNStatsBank, routed
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        >>> images = torch.rand(8, 3, 16, 16)
+        >>> bank = BNStatsBank.collect(model, {"fog": [images + 1], "contrast": [images / 2]}, progress=False)
+        >>> with torch.no_grad(), routed(model, bank) as routing:
+        ...     routing.set(torch.tensor([0, 0, 0, 0, 1, 1, 2, 2]))
+        ...     out = model(images)
+        >>> out.shape
+        torch.Size([8, 4, 14, 14])
+    """
+    patch, routing = patch_with_bank(model, bank, mixing)
+    with patch:
+        yield routing

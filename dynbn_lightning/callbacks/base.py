@@ -1,0 +1,143 @@
+"""What all methods share: patch the model when evaluation starts, give it back when it ends, whatever happens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.layer_sync import _BatchNormXd
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from ..batchnorm import Patch, PatchedLayer, register
+from ..errors import ImageError
+
+
+class PatchedBatchNormXd(PatchedLayer, _BatchNormXd):
+    """Stands in for the layer that Lightning leaves when it takes SyncBatchNorm back."""
+
+
+register(_BatchNormXd, PatchedBatchNormXd)
+
+
+class BatchNormCallback(Callback, ABC):
+    """A method that works by patching BatchNorm layers while testing, predicting and validating.
+
+    A method says how to patch, in `patch`, and what to do before each step, in `before_step`. The model is given back
+    bit for bit at the end, when a step raises, and on an interrupt; should another callback's `on_exception` raise
+    before this one's is called, `undo()` does it, as does the next start. Validation inside `fit` is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._patch: Patch | None = None
+
+    @abstractmethod
+    def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
+        """Patch the model and return the patch; misuse is reported here, before any step."""
+
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Called before each step with the batch that the step will get, on the device."""
+
+    def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called once after the last step; may log."""
+
+    def undo(self) -> None:
+        """Give the model its own layers back; does nothing if it has them."""
+        if self._patch is not None:
+            self._patch.undo()
+            self._patch = None
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.undo()  # what a run that ended without our on_exception left
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._patch = self.patch(trainer, pl_module)
+
+    def _before(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if self._patch is not None:
+            self.before_step(trainer, pl_module, batch)
+
+    def _after(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._patch is not None:
+            self.after_epoch(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Patch."""
+        self._start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Patch, unless the validation is part of a fit."""
+        self._start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Patch."""
+        self._start(trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Prepare the step."""
+        self._before(trainer, pl_module, batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Prepare the step."""
+        self._before(trainer, pl_module, batch)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Prepare the step."""
+        self._before(trainer, pl_module, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the method log."""
+        self._after(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the method log."""
+        self._after(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model back."""
+        self.undo()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model back."""
+        self.undo()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model back."""
+        self.undo()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the model back."""
+        self.undo()
+
+
+_IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images (N, C, H, W) of a batch: itself, the first of a tuple, or under a usual key of a dict.
+
+    Raises:
+        ImageError: if there are none; override the callback's `images_of` for batches of another form.
+    """
+    images = batch
+    if isinstance(batch, dict):
+        images = next((batch[key] for key in _IMAGE_KEYS if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and batch:
+        images = batch[0]
+    if not isinstance(images, torch.Tensor) or images.dim() != 4 or not images.is_floating_point():
+        found = f"{type(images).__name__}" + (
+            f" of shape {tuple(images.shape)} and {images.dtype}" if isinstance(images, torch.Tensor) else ""
+        )
+        raise ImageError(
+            f"no images found in the batch ({found}): expected a floating tensor (N, C, H, W), a tuple that begins "
+            f"with one, or a dict with one of {', '.join(_IMAGE_KEYS)}; for other batches override "
+            "DynamicBNCallback.images_of"
+        )
+    return images

@@ -1,0 +1,32 @@
+"""Prediction-time batch normalisation ("BN-1") as a callback."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ..batchnorm import BatchStatisticsPolicy, Patch
+from .base import BatchNormCallback
+
+
+class BatchStatsCallback(BatchNormCallback):
+    """Every batch is normalised with its own statistics, which need no detector, bank or training image.
+
+    Nado et al. 2020, "Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift". Good on
+    large batches of one corruption; on mixed streams all images share statistics that are right for none.
+    """
+
+    def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
+        """Patch every BatchNorm layer of the module."""
+        return Patch(pl_module, lambda name, layer: BatchStatisticsPolicy())
+
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
+        """Warn once about batches of one image."""
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if getattr(first, "shape", (2,))[:1] == (1,) and not self._warned:
+            rank_zero_warn("BatchStatsCallback on a batch of one image: its statistics are those of that image alone")
+            self._warned = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned = False

@@ -1,0 +1,144 @@
+"""Digital: brightness, contrast, saturation, pixelation, JPEG compression and elastic deformation.
+
+Every function takes images (N, C, H, W), float32 in [0, 1], and returns new ones of the same shape, clipped to [0, 1]
+and not yet quantised. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to
+Common Corruptions and Perturbations" (ICLR 2019).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+
+from dynbn_lightning.corruptions.filters import blur_gaussian
+from dynbn_lightning.corruptions.geometry import sample_bilinear
+from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, truncate_to_levels
+from dynbn_lightning.corruptions.randomness import Draws
+
+_MEAN_UNITS = 2.0**32
+_RESAMPLING_UNITS = 2.0**22
+
+
+def brightness(images: Tensor, shift: float) -> Tensor:
+    """Add `shift` to the value (the V of HSV), which keeps hue and saturation: every channel grows in proportion."""
+    value = images.amax(dim=1, keepdim=True)
+    brighter = (value + shift).clamp_(0.0, 1.0)
+    # Black has no hue: it becomes grey.
+    return torch.where(value > 0, images / value * brighter, brighter).clamp_(0.0, 1.0)
+
+
+def contrast(images: Tensor, factor: float) -> Tensor:
+    """Shrink the distance of every value to the mean of its image and channel by `factor`."""
+    # Whole numbers add up exactly in any order, so that the mean of an image does not depend on its batch.
+    units = (images.double() * _MEAN_UNITS).round_().to(torch.int64).sum(dim=(2, 3), keepdim=True)
+    mean = (units.double() / (images.shape[2] * images.shape[3] * _MEAN_UNITS)).float()
+    return (images - mean).mul_(factor).add_(mean).clamp_(0.0, 1.0)
+
+
+def saturate(images: Tensor, factor: float, shift: float) -> Tensor:
+    """Multiply the saturation (the S of HSV) by `factor` and add `shift`; images of one channel have none and stay."""
+    if images.shape[1] == 1:
+        return images.clone()
+    value = images.amax(dim=1, keepdim=True)
+    spread = value - images.amin(dim=1, keepdim=True)
+    saturation = torch.where(value > 0, spread / value, 0.0).mul_(factor).add_(shift).clamp_(0.0, 1.0)
+    # How far below the value each channel lies, relative to the lowest; grey counts as hue 0, which is red.
+    red_only = torch.tensor([0.0, 1.0, 1.0], device=images.device).view(3, 1, 1)
+    depth = torch.where(spread > 0, (value - images) / spread, red_only)
+    return (value - value * saturation * depth).clamp_(0.0, 1.0)
+
+
+@lru_cache(maxsize=128)
+def _box_matrix(size: int, resized: int, device: torch.device) -> Tensor:
+    """The transposed matrix that resamples a line with a box filter, its weights in whole units of 22 bits."""
+    scale = size / resized
+    width = max(scale, 1.0)
+    centres = (np.arange(resized) + 0.5) * scale
+    first = np.maximum(np.floor(centres - width / 2 + 0.5), 0)
+    last = np.minimum(np.floor(centres + width / 2 + 0.5), size)
+    pixels = np.arange(size)
+    offsets = (pixels - centres[:, None] + 0.5) / width
+    inside = (pixels >= first[:, None]) & (pixels < last[:, None]) & (offsets > -0.5) & (offsets <= 0.5)
+    weights = inside / inside.sum(axis=1, keepdims=True)
+    return torch.from_numpy(np.ascontiguousarray(np.rint(weights * _RESAMPLING_UNITS).T)).to(device)
+
+
+def _resample_box(levels: Tensor, height: int, width: int) -> Tensor:
+    """Resize levels (float64) to (N, C, height, width), rounding to whole levels after each axis as 8-bit images do."""
+    for size in (width, height):
+        matrix = _box_matrix(levels.shape[-1], size, levels.device)
+        levels = torch.matmul(levels, matrix).mul_(1.0 / _RESAMPLING_UNITS).add_(0.5).floor_()
+        levels = levels.clamp_(0.0, HIGHEST_LEVEL).transpose(-1, -2)
+    return levels
+
+
+def pixelate(images: Tensor, factor: float) -> Tensor:
+    """Shrink to int(size * factor) along each axis with a box filter, and enlarge again."""
+    height, width = images.shape[-2:]
+    levels = truncate_to_levels(images).double()
+    small = _resample_box(levels, max(int(height * factor), 1), max(int(width * factor), 1))
+    return _resample_box(small, height, width).float().div_(HIGHEST_LEVEL)
+
+
+def jpeg_compression(images: Tensor, quality: float) -> Tensor:
+    """Write as JPEG at `quality` and read again; on an accelerator this goes through the host's memory."""
+    levels = truncate_to_levels(images).to(device="cpu", dtype=torch.uint8)
+    mode = ImageReadMode.GRAY if images.shape[1] == 1 else ImageReadMode.RGB
+    decoded = [decode_jpeg(encode_jpeg(image, quality=int(quality)), mode=mode) for image in levels]
+    return torch.stack(decoded).to(images.device).float().div_(HIGHEST_LEVEL)
+
+
+def elastic_transform(images: Tensor, draws: Draws, strength: float, smoothness: float, jitter: float) -> Tensor:
+    """Tilt by a random affine map, then displace every pixel by a smooth random field.
+
+    Args:
+        images: Images (N, C, H, W).
+        draws: Where random numbers come from.
+        strength: What the field, uniform in [-1, 1] before it is smoothed, is multiplied by; in pixels.
+        smoothness: Standard deviation of the Gaussian that smooths the field; 0 leaves it as it is.
+        jitter: How far, in pixels, each of three corner points of the centred square may move along each axis.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = _affine_positions(draws.uniform((3, 2), -jitter, jitter).double(), height, width)
+    tilted = sample_bilinear(images, rows, columns, "mirror")
+    field = draws.uniform((2, height, width), -1.0, 1.0)
+    if strength == 0.0:
+        return tilted.clamp_(0.0, 1.0)
+    field = blur_gaussian(field, smoothness, truncate=3.0, border="reflect").mul(strength)
+    rows = field[:, 0] + torch.arange(height, device=images.device).view(-1, 1)
+    columns = field[:, 1] + torch.arange(width, device=images.device)
+    return sample_bilinear(tilted, rows, columns, "reflect").clamp_(0.0, 1.0)
+
+
+def _affine_positions(moves: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns (N, H, W) at which to sample for the affine map that moves three corners by (N, 3, (x, y))."""
+    half = min(height, width) // 3
+    middle_x, middle_y = width // 2, height // 2
+    # The corners lie at right angles, so that the map is found from how far its two sides are moved.
+    far, across, near = moves.unbind(1)
+    side = 2 * half
+    if side == 0:
+        along_x, along_y = torch.zeros_like(far), torch.zeros_like(far)
+    else:
+        along_y, along_x = (far - across) / side, (across - near) / side
+    # output = input + shift + along_x * x + along_y * y, x and y from the near corner; inverted below.
+    a, c = 1 + along_x[:, 0], along_x[:, 1]
+    b, d = along_y[:, 0], 1 + along_y[:, 1]
+    determinant = a * d - b * c
+    x = torch.arange(width, device=moves.device, dtype=torch.float64).view(1, 1, -1) - (middle_x - half)
+    y = torch.arange(height, device=moves.device, dtype=torch.float64).view(1, -1, 1) - (middle_y - half)
+    x = x - near[:, 0].view(-1, 1, 1)
+    y = y - near[:, 1].view(-1, 1, 1)
+    a, b, c, d, determinant = (part.view(-1, 1, 1) for part in (a, b, c, d, determinant))
+    source_x = (d * x - b * y) / determinant + (middle_x - half)
+    source_y = (a * y - c * x) / determinant + (middle_y - half)
+    # The benchmark's warp knows positions to a 32nd of a pixel.
+    return _to_32nds(source_y), _to_32nds(source_x)
+
+
+def _to_32nds(positions: Tensor) -> Tensor:
+    return (positions * 32 + 0.5).floor_().div_(32).float()

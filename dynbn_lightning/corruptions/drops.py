@@ -1,0 +1,113 @@
+"""How deep water drops look: their outlines found, distances to the outlines, and a relief made of the distances.
+
+Everything here is on layers (N, 1, H, W) of whole numbers held as float32, so that it is exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_FARTHEST = 20
+_SLACK = 1e-4
+# Tangents of 22.5 and 67.5 degrees, which part horizontal, diagonal and vertical gradients, in 1 / 2^15.
+_TANGENT_UNITS = 1 << 15
+_TANGENT_22 = 13573
+_TANGENT_67 = _TANGENT_22 + 2 * _TANGENT_UNITS
+_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+
+
+def _window(padded: Tensor, row: int, column: int) -> Tensor:
+    """The neighbours at offset (row - 1, column - 1) of the pixels of an image that was padded by one."""
+    height, width = padded.shape[-2] - 2, padded.shape[-1] - 2
+    return padded[..., row : row + height, column : column + width]
+
+
+def _mirrored(layers: Tensor) -> Tensor:
+    # An axis of a single pixel has nothing to mirror.
+    for axis, pad in ((-2, (0, 0, 1, 1)), (-1, (1, 1, 0, 0))):
+        layers = F.pad(layers, pad, mode="reflect" if layers.shape[axis] > 1 else "replicate")
+    return layers
+
+
+def _sum_of_nine(layers: Tensor) -> Tensor:
+    padded = _mirrored(layers)
+    height, width = layers.shape[-2:]
+    rows = padded[..., :height, :] + padded[..., 1 : height + 1, :] + padded[..., 2:, :]
+    return rows[..., :width] + rows[..., 1 : width + 1] + rows[..., 2:]
+
+
+def edges(levels: Tensor, low: float, high: float) -> Tensor:
+    """Canny edges of 8-bit levels, as booleans: 3x3 Sobel gradients, |dx| + |dy|, thinned, joined between two levels."""
+    padded = F.pad(levels, (1, 1, 1, 1), mode="replicate")
+    height, width = levels.shape[-2:]
+    smooth_down = padded[..., :height, :] + padded[..., 1 : height + 1, :] * 2 + padded[..., 2:, :]
+    smooth_across = padded[..., :width] + padded[..., 1 : width + 1] * 2 + padded[..., 2:]
+    along_x = smooth_down[..., 2:] - smooth_down[..., :width]
+    along_y = smooth_across[..., 2:, :] - smooth_across[..., :height, :]
+    size_x, size_y = along_x.abs(), along_y.abs()
+    strength = size_x + size_y
+    around = F.pad(strength, (1, 1, 1, 1))
+    crest_x = (strength > _window(around, 1, 0)) & (strength >= _window(around, 1, 2))
+    crest_y = (strength > _window(around, 0, 1)) & (strength >= _window(around, 2, 1))
+    crest_falling = (strength > _window(around, 0, 0)) & (strength > _window(around, 2, 2))
+    crest_rising = (strength > _window(around, 0, 2)) & (strength > _window(around, 2, 0))
+    crest_diagonal = torch.where((along_x < 0) != (along_y < 0), crest_rising, crest_falling)
+    scaled = size_y * _TANGENT_UNITS
+    steep = torch.where(scaled > size_x * _TANGENT_67, crest_y, crest_diagonal)
+    crest = torch.where(scaled < size_x * _TANGENT_22, crest_x, steep) & (strength > low)
+    return _grow(crest & (strength > high), crest)
+
+
+def _grow(seeds: Tensor, allowed: Tensor) -> Tensor:
+    """All of `allowed` that hangs together with `seeds`, corners included."""
+    reached, mask = seeds.float(), allowed.float()
+    while True:
+        grown = reached
+        for _ in range(4):
+            grown = F.max_pool2d(grown, 3, stride=1, padding=1).mul_(mask)
+        if torch.equal(grown, reached):
+            return grown > 0
+        reached = grown
+
+
+def distances(marked: Tensor) -> Tensor:
+    """Euclidean distance of every pixel to the nearest marked one, at most 20."""
+    count, _, height, width = marked.shape
+    columns = torch.arange(width, device=marked.device, dtype=torch.float32)
+    far = 10.0 * (width + _FARTHEST)
+    before = torch.where(marked, columns, -far).cummax(dim=-1).values
+    after = torch.where(marked, columns, far).flip(-1).cummin(dim=-1).values.flip(-1)
+    across = torch.minimum(columns - before, after - columns).clamp_(max=_FARTHEST).square_()
+    nearest = across.clone()
+    for step in range(1, min(_FARTHEST, height)):
+        further = across + step * step
+        torch.minimum(nearest[..., step:, :], further[..., :-step, :], out=nearest[..., step:, :])
+        torch.minimum(nearest[..., :-step, :], further[..., step:, :], out=nearest[..., :-step, :])
+    return nearest.sqrt_().clamp_(max=_FARTHEST)
+
+
+def equalize(levels: Tensor, highest: int) -> Tensor:
+    """Equalise the histogram of levels 0 to `highest` to 0 to 255, image by image; a flat image stays as it is."""
+    count, _, height, width = levels.shape
+    steps = torch.arange(highest + 1, device=levels.device, dtype=levels.dtype).view(1, -1, 1, 1)
+    below = (levels <= steps).sum(dim=(2, 3))
+    first = below.gather(1, levels.amin(dim=(1, 2, 3)).long().unsqueeze(1))
+    rest = height * width - first
+    table = ((below - first).float() * (255.0 / rest.clamp(min=1).float())).round_().clamp_(min=0.0)
+    table = torch.where(rest > 0, table, steps.view(1, -1))
+    return table.gather(1, levels.long().view(count, -1)).view(levels.shape)
+
+
+def relief(levels: Tensor) -> Tensor:
+    """Heights 0 to 255 of a water layer of 8-bit levels: flat between drops, lit from one side along their outlines."""
+    depths = distances(edges(levels, 50, 150))
+    smooth = _sum_of_nine(depths).div_(9).add_(_SLACK).floor_()
+    padded = _mirrored(equalize(smooth, _FARTHEST))
+    embossed = torch.zeros_like(levels)
+    for row, weights in enumerate(_EMBOSS):
+        for column, weight in enumerate(weights):
+            if weight != 0:
+                embossed += _window(padded, row, column) * weight
+    return _sum_of_nine(embossed.clamp_(0, 255)).div_(9).round_()

@@ -1,0 +1,117 @@
+"""Turning a batch of stored pixels into what a model or a detector takes, on the device it is on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynbn_lightning.corruptions import Cell, corrupt
+from .seeds import hashed_random, hashed_seed
+
+Split = Literal["train", "validation", "test"]
+Form = Literal["detector", "classifier", "predict"]
+
+
+class PixelBatch(NamedTuple):
+    """What a loader yields: moved to the device as it is, corrupted and normalised there.
+
+    Numbers and cell codes are plain Python sequences, so they stay on the host, where the corruptions are chosen.
+    """
+
+    pixels: Tensor
+    """(N, C, H, W) uint8."""
+    labels: Tensor
+    """(N,) int64."""
+    indices: tuple[int, ...]
+    """Each image's number in its split."""
+    cells: tuple[int, ...] | None
+    """Each image's `Cell.code`; None while fitting, where cells are drawn anew every epoch."""
+    split: str
+    form: str
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """What is known of each image of the present batch; travels beside the batch, not inside it.
+
+    Attributes:
+        indices: each image's number in its split.
+        cells: each image's `Cell.code`, (N,) int64 on the batch's device.
+        names: each image's cell by name.
+    """
+
+    indices: tuple[int, ...]
+    cells: Tensor
+    names: tuple[str, ...]
+
+
+def corrupt_pixels(
+    pixels: Tensor, codes: Sequence[int], indices: Sequence[int], *, seed: int, split: str, preset: str, epoch: int = -1
+) -> Tensor:
+    """Corrupt every image of a batch by its own cell.
+
+    An image's pixels depend on (seed, split, index, cell), and while fitting the epoch, alone.
+
+    Args:
+        pixels: (N, C, H, W) uint8; not changed.
+        codes: `Cell.code` of each image.
+        indices: number of each image in its split.
+        seed: of the run.
+        split: the split that `indices` count in.
+        preset: severity constants.
+        epoch: -1 where pixels do not change from epoch to epoch.
+
+    Returns:
+        (N, C, H, W) uint8.
+    """
+    out = pixels.clone()
+    positions: dict[int, list[int]] = {}
+    for position, code in enumerate(codes):
+        positions.setdefault(code, []).append(position)
+    for code, where in positions.items():
+        cell = Cell.from_code(code)
+        if cell.is_clean:
+            continue
+        seeds = [hashed_seed(seed, split, epoch, indices[position], code) for position in where]
+        if len(where) == len(pixels):
+            return corrupt(pixels, cell.corruption, cell.severity, preset, seeds=seeds)
+        chosen = torch.tensor(where, device=pixels.device)
+        out[chosen] = corrupt(pixels[chosen], cell.corruption, cell.severity, preset, seeds=seeds)
+    return out
+
+
+def shift_and_flip(pixels: Tensor, indices: Sequence[int], *, seed: int, epoch: int) -> Tensor:
+    """Shift every image by up to an eighth of its size, edges reflected, and mirror half of them.
+
+    He et al. 2016, section 4.2, pad and crop CIFAR images so, with zeros. An image's draw depends on (seed, index,
+    epoch) alone.
+
+    Args:
+        pixels: (N, C, H, W).
+        indices: number of each image among the training images.
+        seed: of the run.
+        epoch: of the fit.
+
+    Returns:
+        (N, C, H, W), the dtype of `pixels`.
+    """
+    height, width = pixels.shape[-2:]
+    draws = [hashed_random("shift_and_flip", seed, epoch, index) for index in indices]
+    down = [draw.randint(-(height // 8), height // 8) for draw in draws]
+    right = [draw.randint(-(width // 8), width // 8) for draw in draws]
+    mirrored = [draw.random() < 0.5 for draw in draws]
+    rows = _reflect(torch.arange(height) + torch.tensor(down).unsqueeze(1), height)
+    columns = _reflect(torch.arange(width) + torch.tensor(right).unsqueeze(1), width)
+    columns = torch.where(torch.tensor(mirrored).unsqueeze(1), columns.flip(1), columns)
+    batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    moved = pixels.permute(0, 2, 3, 1)[batch, rows.to(pixels.device)[:, :, None], columns.to(pixels.device)[:, None]]
+    return moved.permute(0, 3, 1, 2).contiguous()
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)

@@ -1,0 +1,285 @@
+"""`CorruptionDataModule`: clean and corrupted batches of any image data, corrupted on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dynbn_lightning.corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset
+from .batches import BatchInfo, PixelBatch, corrupt_pixels, shift_and_flip
+from .images import PixelDataset
+from .row_loaders import RowBatches, RowLoaders
+from .seeds import hashed_random
+from .sources import Source, check_source, download, open_source
+from .streams import STREAMS, Stream, make_loader, stream_pairs
+from dynbn_lightning.errors import DataError, did_you_mean
+from dynbn_lightning.models.normalization import Normalization
+
+Task = Literal["detector", "classifier"]
+Granularity = Literal["corruption", "cell"]
+
+
+class CorruptionDataModule(LightningDataModule):
+    """Clean and corrupted batches of any image data.
+
+    - `fit` with `task="detector"`: (pixels in [0, 1], row number), every training image under a row drawn anew each
+      epoch; with `task="classifier"`: (normalised clean images, labels), shifted and mirrored at random.
+    - `test` and `validate`: (normalised images, labels) of the chosen cells and clean, in the order of `stream`; test
+      images for testing, held-out training images for stand-alone validation. `predict`: the test images alone.
+    - `row_loaders()`: the image batches that a bank is collected from.
+
+    Corruption, quantisation to 8 bits and normalisation happen on the device, after the transfer. In testing and
+    collecting, the pixels of an image depend on (seed, image number, cell) alone, in fitting on the epoch too: not on
+    batch size, workers, order or rank (CPU and CUDA may draw differently). While a batch is processed, `batch_info`
+    holds each image's number and cell. Detector and bank see training images only, tests see test images only.
+
+    Args:
+        source: `"shapes"` (embedded), `"cifar10"`, `"cifar100"` (downloaded to `root` if missing), a folder with
+            `train/` and `test/` or `val/` in the layout of torchvision's `ImageFolder`, or training images: a
+            map-style data set of (image, label), or a folder of class folders.
+        test: test images, where `source` doesn't bring its own: a data set or a folder of class folders. With
+            `source=None` there is nothing to fit on.
+        root: folder of torchvision's data sets.
+        batch_size: images per batch.
+        normalization: what the model was trained with: a name in `models.NORMALIZATIONS` (`"imagenet"`, `"cifar10"`,
+            ...), a (mean, std) pair, or None for pixels in [0, 1].
+        task: what `fit` trains, a `"detector"` or a `"classifier"`.
+        stream: `"mixed"`, all cells and clean shuffled into one loader, or `"sequential"`, a loader per cell (then a
+            LightningModule's `test_step` needs the argument `dataloader_idx`); `stream_names` names the loaders.
+        corruptions: names of corruptions; by default the 15 of the benchmark.
+        severities: from 1 to 5.
+        row_per: a row per `"corruption"`, over its severities, or per `"cell"`.
+        preset: severity constants, `"imagenet"`, `"tiny_imagenet"`, `"cifar"`, or `"auto"` by image size.
+        image_size: resize and crop images to this size; those that have it already are left alone.
+        validation_fraction: part of the training images held out from fitting and from the bank.
+        seed: of corruptions, splits and orders.
+        num_workers: loader processes.
+
+    Raises:
+        DataError: for sources, streams or normalisations that don't exist, before any work.
+        CorruptionError: for unknown corruptions, severities or presets.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Dataset[Any] | None = "shapes",
+        test: str | Path | Dataset[Any] | None = None,
+        root: str | Path = "data",
+        batch_size: int = 128,
+        normalization: str | Normalization | Sequence[Sequence[float]] | None = None,
+        task: Task = "detector",
+        stream: Stream = "mixed",
+        corruptions: Sequence[str] = COMMON_CORRUPTIONS,
+        severities: Sequence[int] = SEVERITIES,
+        row_per: Granularity = "corruption",
+        preset: str = "auto",
+        image_size: int | None = None,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        check_source(source, test)
+        for name, value, known in (
+            ("task", task, get_args(Task)),
+            ("stream", stream, STREAMS),
+            ("row_per", row_per, get_args(Granularity)),
+        ):
+            if value not in known:
+                raise DataError(f"{name}={value!r}: {did_you_mean(str(value), known)}")
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size!r} is not a positive number of images")
+        if not 0 < validation_fraction < 1:
+            raise DataError(f"validation_fraction={validation_fraction!r} is not between 0 and 1")
+        self.source, self.test, self.root = source, test, root
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.normalization = Normalization.of(normalization)
+        self.task, self.stream = task, stream
+        self.corruptions, self.severities = tuple(corruptions), tuple(severities)
+        self.cells = [Cell.clean(), *cells_of(self.corruptions, self.severities)]
+        self.row_per, self.preset = row_per, preset
+        self.image_size, self.validation_fraction, self.seed = image_size, validation_fraction, seed
+        resolve_preset(preset, 32, 32)  # an unknown preset is refused here
+        self.batch_info: BatchInfo | None = None
+
+    # What there is
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The names of the rows: `clean`, then `fog` and so on, or `fog/1` and so on."""
+        if self.row_per == "cell":
+            return tuple(cell.name for cell in self.cells)
+        return (CLEAN, *self.corruptions)
+
+    @property
+    def stream_names(self) -> list[str]:
+        """The names of the test loaders: a cell each in the sequential stream, `mixed` for the mixed one."""
+        return [cell.name for cell in self.cells] if self.stream == "sequential" else ["mixed"]
+
+    @cached_property
+    def _source(self) -> Source:
+        return open_source(self.source, self.test, self.root)
+
+    @cached_property
+    def train_images(self) -> PixelDataset:
+        """All training images; detector, bank and classifier never see others."""
+        if self._source.train is None:
+            raise DataError("there are no training images: pass them as source=")
+        return PixelDataset(self._source.train, self.image_size)
+
+    @cached_property
+    def test_images(self) -> PixelDataset:
+        """The test images."""
+        if self._source.test is None:
+            raise DataError("there are no test images: pass them as test=")
+        return PixelDataset(self._source.test, self.image_size)
+
+    @cached_property
+    def _split(self) -> tuple[list[int], list[int]]:
+        count = len(self.train_images)
+        held_out = round(count * self.validation_fraction)
+        if not 0 < held_out < count:
+            raise DataError(f"{count} training images are too few to hold {self.validation_fraction:.0%} out")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return order[held_out:], order[:held_out]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a bank or a report should say about this data: source, preset, normalisation, severities, seed."""
+        images = self.test_images if self._source.train is None else self.train_images
+        height, width = images[0][0].shape[-2:]
+        return {
+            "source": self._source.name,
+            "preset": resolve_preset(self.preset, height, width),
+            "normalization": self.normalization.to_dict(),
+            "severities": list(self.severities),
+            "image_size": [height, width],
+            "seed": self.seed,
+        }
+
+    # Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Download a named torchvision data set that isn't there yet."""
+        download(self.source if isinstance(self.source, str) else None, self.root)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the training images that are not held out."""
+        pairs = [(index, None) for index in self._split[0]]
+        return self._loader(self.train_images, pairs, split="train", form=self.task, shuffle_seed=self.seed)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The held-out training images: for the task while fitting, in the stream's cells when validating alone."""
+        held_out = self._split[1]
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            pairs = [(index, None) for index in held_out]
+            return self._loader(self.train_images, pairs, split="validation", form=self.task)
+        return self._stream_loaders(self.train_images, held_out, split="validation", form="classifier")
+
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The test images in every cell, in the order of the stream."""
+        return self._stream_loaders(self.test_images, range(len(self.test_images)), split="test", form="classifier")
+
+    def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """As for testing, without labels."""
+        return self._stream_loaders(self.test_images, range(len(self.test_images)), split="test", form="predict")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Corrupt, quantise and normalise on the device, then let the LightningModule's own hook have the batch."""
+        if isinstance(batch, PixelBatch):
+            batch = self._finish(batch, epoch=self.trainer.current_epoch if self.trainer else 0)
+            if self.trainer is not None:
+                # Loaders yield 8-bit pixels, which the precision plugin left alone before the transfer.
+                batch = self.trainer.precision_plugin.convert_input(batch)
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if module is not None and is_overridden("on_after_batch_transfer", module):
+            # A datamodule that has this hook silences the module's.
+            batch = module.on_after_batch_transfer(batch, dataloader_idx)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Forget the last batch."""
+        self.batch_info = None
+
+    # What a bank is collected from
+
+    def row_loaders(
+        self, *, images_per_row: int = 2000, batch_size: int = 500, device: str | torch.device = "cpu"
+    ) -> RowLoaders:
+        """The image batches that each row of a bank is measured on: training images, none of them held out.
+
+        Args:
+            images_per_row: at most so many images for each row; the same ones for all rows.
+            batch_size: each batch is normalised by its own moments while a row is measured, so large ones are better.
+            device: where to corrupt.
+        """
+        indices = self._split[0][:images_per_row]
+
+        def batches_of(row: str) -> Iterator[Tensor]:
+            pairs = [(index, self._cell_of(row, index).code) for index in indices]
+            for batch in self._loader(self.train_images, pairs, split="train", form="predict", batch_size=batch_size):
+                yield self._finish(batch._replace(pixels=batch.pixels.to(device)), epoch=-1)
+            self.batch_info = None
+
+        count = -(-len(indices) // batch_size)
+        batches = {row: RowBatches(lambda row=row: batches_of(row), count) for row in self.rows}  # type: ignore[misc]
+        return RowLoaders(batches, self.provenance())
+
+    # How a batch is made
+
+    def _loader(self, images: PixelDataset, pairs: Sequence[tuple[int, int | None]], **options: Any) -> DataLoader[Any]:
+        return make_loader(
+            images, pairs, **{"batch_size": self.batch_size, "num_workers": self.num_workers, **options}
+        )
+
+    def _stream_loaders(
+        self, images: PixelDataset, indices: Sequence[int], *, split: str, form: str
+    ) -> DataLoader[Any] | list[DataLoader[Any]]:
+        loaders = [
+            self._loader(images, [(indices[position], code) for position, code in pairs], split=split, form=form)
+            for pairs in stream_pairs(len(indices), self.cells, self.stream, self.seed)
+        ]
+        return loaders if self.stream == "sequential" else loaders[0]
+
+    def _cell_of(self, row: str, index: int, epoch: int = -1) -> Cell:
+        if row == CLEAN or "/" in row:
+            return Cell.parse(row)
+        return Cell(row, hashed_random("severity", self.seed, row, index, epoch).choice(self.severities))
+
+    def _finish(self, batch: PixelBatch, epoch: int) -> Any:
+        if batch.form == "classifier" and batch.cells is None:
+            clean = batch._replace(cells=(0,) * len(batch.indices))
+            if batch.split == "train":
+                pixels = shift_and_flip(clean.pixels, clean.indices, seed=self.seed, epoch=epoch)
+                clean = clean._replace(pixels=pixels)
+            return self._normalized(clean, epoch=-1), batch.labels
+        if batch.form == "detector":
+            epoch = epoch if batch.split == "train" else -1
+            rows = [hashed_random("row", self.seed, index, epoch).randrange(len(self.rows)) for index in batch.indices]
+            cells = [self._cell_of(self.rows[row], i, epoch) for row, i in zip(rows, batch.indices, strict=True)]
+            pixels = self._corrupted(batch._replace(cells=tuple(cell.code for cell in cells)), epoch)
+            return pixels.float() / 255, torch.tensor(rows, device=pixels.device)
+        images = self._normalized(batch, epoch=-1)
+        return images if batch.form == "predict" else (images, batch.labels)
+
+    def _corrupted(self, batch: PixelBatch, epoch: int) -> Tensor:
+        assert batch.cells is not None
+        codes, device = batch.cells, batch.pixels.device
+        names = tuple(Cell.from_code(code).name for code in codes)
+        self.batch_info = BatchInfo(batch.indices, torch.tensor(codes, device=device), names)
+        # Held-out images are training images by number, so their draws must not follow the split's name.
+        split = "test" if batch.split == "test" else "train"
+        return corrupt_pixels(
+            batch.pixels, codes, batch.indices, seed=self.seed, split=split, preset=self.preset, epoch=epoch
+        )
+
+    def _normalized(self, batch: PixelBatch, epoch: int) -> Tensor:
+        return self.normalization.apply(self._corrupted(batch, epoch).float() / 255)

@@ -1,0 +1,88 @@
+"""Any map-style data set as 8-bit image tensors with whole-number labels."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as transforms
+
+from dynbn_lightning.errors import DataError
+
+_CACHE_BYTES = 512 * 2**20
+
+
+class PixelDataset(Dataset[tuple[Tensor, int]]):
+    """The images of another data set as uint8 tensors (C, H, W), decoded once and kept while they fit in 512 MB.
+
+    Args:
+        dataset: map-style, with items (image, label): a PIL image, a uint8 or [0, 1] floating tensor (C, H, W), or a
+            uint8 array (H, W, C).
+        image_size: if given, images of another size are resized so that their shorter side is 8/7 of it (256 for
+            224) and their centre is cropped; images that have this size already are left alone.
+
+    Raises:
+        DataError: on access, for an item that is not such a pair, with its number.
+    """
+
+    def __init__(self, dataset: Dataset[Any], image_size: int | None = None) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise DataError(f"{type(dataset).__name__} is not a map-style data set: it needs __getitem__ and __len__")
+        if len(cast(Any, dataset)) == 0:
+            raise DataError(f"{type(dataset).__name__} is empty")
+        self.dataset = dataset
+        self.image_size = image_size
+        self._cache: dict[int, tuple[Tensor, int]] = {}
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.dataset))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self._cache:
+            return self._cache[index]
+        try:
+            image, label, *_ = self.dataset[index]
+            pixels, number = self._resize(_to_pixels(image)), int(label)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"item {index} of {type(self.dataset).__name__} is not an (image, label) pair: {error}"
+            ) from error
+        if self._cached_bytes + pixels.numel() <= _CACHE_BYTES:
+            self._cache[index] = (pixels, number)
+            self._cached_bytes += pixels.numel()
+        return pixels, number
+
+    def _resize(self, pixels: Tensor) -> Tensor:
+        size = self.image_size
+        if size is None or pixels.shape[-2:] == (size, size):
+            return pixels
+        resized = transforms.resize(pixels, [round(size * 8 / 7)], antialias=True)
+        return cast(Tensor, transforms.center_crop(resized, [size, size]))
+
+
+def _to_pixels(image: Any) -> Tensor:
+    if isinstance(image, Image.Image):
+        return cast(Tensor, transforms.pil_to_tensor(image.convert("RGB")))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3:
+            raise ValueError(f"an array image needs shape (H, W, C) and dtype uint8, got {image.shape} {image.dtype}")
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+    if not isinstance(image, Tensor):
+        raise TypeError(f"an image is a PIL image, a tensor or an array, got {type(image).__name__}")
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"a tensor image needs shape (1 or 3, H, W), got {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise ValueError(f"a tensor image is uint8, or floating in [0, 1]; got {image.dtype}")
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(
+            f"its values go from {image.min():.3g} to {image.max():.3g}, not within [0, 1]: leave normalisation out of "
+            "the data set's transform and pass normalization= to the datamodule instead"
+        )
+    return cast(Tensor, (image * 255).round().to(torch.uint8))

@@ -1,0 +1,122 @@
+"""Where images come from: torchvision's CIFAR sets, folders, any data set, and the embedded default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+
+from .shapes import ShapesDataset
+from dynbn_lightning.errors import DataError, did_you_mean
+
+NAMED_SOURCES: tuple[str, ...] = ("shapes", "cifar10", "cifar100")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Training images (for detector, bank and classifier) and test images; either may be missing."""
+
+    name: str
+    train: Dataset[Any] | None
+    test: Dataset[Any] | None
+
+
+def check_source(source: str | Path | Dataset[Any] | None, test: str | Path | Dataset[Any] | None) -> None:
+    """Raise `DataError` for a source that cannot be one, before any work; opens nothing."""
+    if source is None and test is None:
+        raise DataError(f"no data source: pass a folder, a data set, or one of {', '.join(NAMED_SOURCES)}")
+    for given in (source, test):
+        if isinstance(given, (str, Path)) and str(given) not in NAMED_SOURCES and not Path(given).is_dir():
+            hint = did_you_mean(str(given), NAMED_SOURCES)
+            raise DataError(f"there is no data folder {str(Path(given).absolute())!r}, nor a data set of that name; {hint}")
+    if test is None and isinstance(source, (str, Path)) and str(source) not in NAMED_SOURCES:
+        _split_folder(Path(source), "train")
+        _split_folder(Path(source), "test")
+
+
+def open_source(
+    source: str | Path | Dataset[Any] | None, test: str | Path | Dataset[Any] | None, root: str | Path
+) -> Source:
+    """Open the training and test images that `source` and `test` stand for.
+
+    Args:
+        source: a name in `NAMED_SOURCES`, a folder with `train/` and `test/` (or `val/`) in the layout of
+            torchvision's `ImageFolder`, or training images: a data set, or with `test` a folder of class folders.
+        test: test images, a data set or a folder of class folders; None where `source` brings its own.
+        root: where torchvision's data sets lie.
+
+    Raises:
+        DataError: for missing folders, and for train and test folders of different classes.
+    """
+    check_source(source, test)
+    if isinstance(source, (str, Path)) and test is None:
+        name = str(source)
+        if name == "shapes":
+            return Source(name, ShapesDataset("train"), ShapesDataset("test"))
+        if name in ("cifar10", "cifar100"):
+            return Source(name, _cifar(name, root, train=True), _cifar(name, root, train=False))
+        folder = Path(source)
+        train_images, test_images = (_folder(_split_folder(folder, split)) for split in ("train", "test"))
+        if train_images.classes != test_images.classes:
+            odd = sorted(set(train_images.classes) ^ set(test_images.classes))
+            raise DataError(f"{folder} has other classes for training than for testing: {', '.join(odd[:5])}")
+        return Source(folder.name, train_images, test_images)
+    return Source(_name(source or test), _open_images(source), _open_images(test))
+
+
+def download(source: str | Path | Dataset[Any] | None, root: str | Path) -> None:
+    """Fetch a named torchvision data set if it is not in `root` yet.
+
+    Raises:
+        DataError: if it is not there and cannot be fetched.
+    """
+    if source not in ("cifar10", "cifar100"):
+        return
+    try:
+        for train in (True, False):
+            (CIFAR10 if source == "cifar10" else CIFAR100)(str(root), train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{source} is not in {str(Path(root).absolute())!r} and could not be downloaded ({error}): "
+            "pass root= with the folder that holds it, or a folder with train/ and test/ as source"
+        ) from error
+
+
+def _cifar(name: str, root: str | Path, train: bool) -> Dataset[Any]:
+    try:
+        dataset: Dataset[Any] = (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), train=train)
+    except RuntimeError as error:
+        raise DataError(f"{name} is not in {str(Path(root).absolute())!r}: {error}") from error
+    return dataset
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    for name in ("train",) if split == "train" else ("test", "val"):
+        if (folder / name).is_dir():
+            return folder / name
+    raise DataError(
+        f"{str(folder.absolute())!r} has no {split}/ folder: expected train/ and test/ (or val/), each with a folder "
+        "per class; for other layouts pass the training images as source and the test images as test"
+    )
+
+
+def _folder(folder: Path) -> ImageFolder:
+    try:
+        return ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise DataError(f"{str(folder.absolute())!r} has no class folders with images: {error}") from error
+
+
+def _open_images(images: str | Path | Dataset[Any] | None) -> Dataset[Any] | None:
+    if isinstance(images, (str, Path)):
+        if str(images) in NAMED_SOURCES:
+            raise DataError(f"{str(images)!r} brings its own test images: pass it alone, without test=")
+        return _folder(Path(images))
+    return images
+
+
+def _name(images: str | Path | Dataset[Any] | None) -> str:
+    return Path(images).name if isinstance(images, (str, Path)) else type(images).__name__

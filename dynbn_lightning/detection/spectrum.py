@@ -1,0 +1,69 @@
+"""What a corruption leaves in an image's Fourier spectrum: the log-amplitude of each spatial frequency."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynbn_lightning.errors import DetectorError
+
+QUANTISATION_NOISE = 1.0 / (255.0 * math.sqrt(12.0))
+"""The amplitude that rounding to 8 bits alone leaves at every frequency, under the orthonormal transform.
+
+Rounding errors are uniform over one step of 1/255, so their standard deviation is 1/255/sqrt(12), and an orthonormal
+transform spreads white noise evenly without changing its size. Amplitudes below it say nothing about the image: added
+before the logarithm, it keeps them from mattering, and the logarithm finite.
+"""
+
+SPECTRUM_ROWS = 32
+SPECTRUM_COLUMNS = 17
+
+
+def log_amplitude_spectrum(images: Tensor, floor: float = QUANTISATION_NOISE) -> Tensor:
+    """The logarithm of the Fourier amplitude of each channel.
+
+    The transform is orthonormal, and the zero frequency stands at row `H // 2`, column 0. Columns of negative
+    frequency are left out: for real images they repeat the others. Computed in float32 (float64 for float64
+    images), also under autocast.
+
+    Args:
+        images: Shape (N, C, H, W), floating point, in [0, 1].
+        floor: What is added to the amplitudes before the logarithm, above 0.
+
+    Returns:
+        log(amplitude + floor), shape (N, C, H, W // 2 + 1).
+
+    Raises:
+        DetectorError: If `images` is not a floating-point tensor of that rank, or is empty.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
+        raise DetectorError(
+            "a spectrum needs floating-point images of shape (N, C, H, W), at least one, got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
+        )
+    with torch.autocast(images.device.type, enabled=False):
+        pixels = images if images.dtype == torch.float64 else images.float()
+        spectrum = torch.fft.rfft2(pixels, norm="ortho").abs().add(floor).log()
+        shifted: Tensor = torch.fft.fftshift(spectrum, dim=2)
+        return shifted
+
+
+def pool_spectrum(spectrum: Tensor, rows: int = SPECTRUM_ROWS, columns: int = SPECTRUM_COLUMNS) -> Tensor:
+    """Average a spectrum over a grid, so that images of any size give equally few features.
+
+    A bin covers the same frequencies in cycles per pixel whatever the size of the image. A grid that is finer than
+    the spectrum changes nothing: the spectrum of a 32 x 32 image is returned as it is.
+
+    Args:
+        spectrum: Shape (N, C, H, W // 2 + 1), from `log_amplitude_spectrum`.
+        rows: The largest number of rows left.
+        columns: The largest number of columns left.
+
+    Returns:
+        Shape (N, C, *pooled_size).
+    """
+    size = (min(rows, spectrum.shape[2]), min(columns, spectrum.shape[3]))
+    return spectrum if size == spectrum.shape[2:] else F.adaptive_avg_pool2d(spectrum, size)
