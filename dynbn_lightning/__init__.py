@@ -1,11 +1,16 @@
 """Keep a BatchNorm network's accuracy on corrupted images: detect the corruption, look its statistics up, route."""
 
-from dynbn_lightning.batchnorm import BNStatsBank, routed
-from dynbn_lightning.callbacks import BatchStatsCallback, DynamicBNCallback
-from dynbn_lightning.corruptions import corrupt
-from dynbn_lightning.datamodules import CorruptionDataModule
-from dynbn_lightning.models import load_model
-from dynbn_lightning.modules import ClassifierModule, DetectorModule
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynbn_lightning.batchnorm import BNStatsBank, routed
+    from dynbn_lightning.callbacks import BatchStatsCallback, DynamicBNCallback
+    from dynbn_lightning.corruptions import corrupt
+    from dynbn_lightning.datamodules import CorruptionDataModule
+    from dynbn_lightning.evaluation import evaluate
+    from dynbn_lightning.models import load_model
+    from dynbn_lightning.modules import ClassifierModule, DetectorModule
 
 __version__ = "0.1.0.dev0"
 
@@ -17,6 +22,33 @@ __all__ = [
     "DetectorModule",
     "DynamicBNCallback",
     "corrupt",
+    "evaluate",
     "load_model",
     "routed",
 ]
+
+_HOMES = {
+    "BNStatsBank": "batchnorm",
+    "routed": "batchnorm",
+    "BatchStatsCallback": "callbacks",
+    "DynamicBNCallback": "callbacks",
+    "corrupt": "corruptions",
+    "CorruptionDataModule": "datamodules",
+    "evaluate": "evaluation",
+    "load_model": "models",
+    "ClassifierModule": "modules",
+    "DetectorModule": "modules",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `dynbn --help` and users of one floor shouldn't wait for Lightning.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -73,7 +73,7 @@ def _checksum(mean: Tensor, var: Tensor, described: str) -> str:
     digest = hashlib.sha256(described.encode())
     for table in (mean, var):
         digest.update(str(tuple(table.shape)).encode())
-        digest.update(memoryview(table.numpy()))
+        digest.update(table.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -110,7 +110,7 @@ def _missing_statistics(layer: nn.Module) -> str | None:
 def _why_unsupported(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in str(getattr(module, "original_name", "")):
         return "a scripted layer cannot be patched; patch the model before torch.jit.script"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, (nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d)):
         return "not materialised yet; run one batch through the model first"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "a subclass of BatchNorm whose arithmetic is not known"

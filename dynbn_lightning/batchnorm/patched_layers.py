@@ -28,10 +28,6 @@ class PatchedLayer:
     """Mixin of every patched class; comes before the class it stands in for."""
 
     dynbn_policy: LayerPolicy
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
     eps: float
     training: bool
 
@@ -47,17 +43,20 @@ class PatchedLayer:
     def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """The layer's output with statistics of shape (C,), shared, or (N, C), one row per image."""
         self._check(x)
-        return self.finish(normalize_batch(x, mean, var, self.weight, self.bias, self.eps))
+        return self.finish(normalize_batch(x, mean, var, *self._affine(), self.eps))
 
     def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The layer's output with the moments of `x` itself, their mean (C,) and unbiased variance (C,)."""
         self._check(x)
-        out, mean, var = normalize_with_batch_moments(x, self.weight, self.bias, self.eps)
+        out, mean, var = normalize_with_batch_moments(x, *self._affine(), self.eps)
         return self.finish(out), mean, var
 
     def finish(self, x: Tensor) -> Tensor:
         """What the class does after normalising; nothing, for most."""
         return x
+
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "weight", None), getattr(self, "bias", None)
 
     def _check(self, x: Tensor) -> None:
         check = getattr(self, "_check_input_dim", None)
@@ -86,11 +85,12 @@ class FrozenArithmetic(PatchedLayer):
 
     def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """The layer's output with statistics of shape (C,) or (N, C), in the frozen layers' own arithmetic."""
-        assert self.weight is not None
-        assert self.bias is not None
+        weight, bias = self._affine()
+        assert weight is not None
+        assert bias is not None
         per_channel = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
-        scale = self.weight.view(1, -1) * (var.view(-1, x.shape[1]) + self.eps).rsqrt()
-        shift = self.bias.view(1, -1) - mean.view(-1, x.shape[1]) * scale
+        scale = weight.view(1, -1) * (var.view(-1, x.shape[1]) + self.eps).rsqrt()
+        shift = bias.view(1, -1) - mean.view(-1, x.shape[1]) * scale
         return self.finish((x * scale.view(per_channel) + shift.view(per_channel)).to(x.dtype))
 
     def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,15 +7,15 @@ from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatch
 from dynbn_lightning.batchnorm.patched_layers import DropAndActivate, FrozenArithmetic
 
 
-class PatchedBatchNormAct2d(DropAndActivate, BatchNormAct2d):  # type: ignore[misc]
+class PatchedBatchNormAct2d(DropAndActivate, BatchNormAct2d):
     """Stands in for `timm.layers.BatchNormAct2d`."""
 
 
-class PatchedSyncBatchNormAct(DropAndActivate, SyncBatchNormAct):  # type: ignore[misc]
+class PatchedSyncBatchNormAct(DropAndActivate, SyncBatchNormAct):
     """Stands in for `timm.layers.SyncBatchNormAct`."""
 
 
-class PatchedFrozenBatchNormAct2d(DropAndActivate, FrozenArithmetic, FrozenBatchNormAct2d):  # type: ignore[misc]
+class PatchedFrozenBatchNormAct2d(DropAndActivate, FrozenArithmetic, FrozenBatchNormAct2d):
     """Stands in for `timm.layers.FrozenBatchNormAct2d`."""
 
 

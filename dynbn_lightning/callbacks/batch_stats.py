@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ..batchnorm import BatchStatisticsPolicy, Patch
 from .base import BatchNormCallback
@@ -16,6 +16,10 @@ class BatchStatsCallback(BatchNormCallback):
     large batches of one corruption; on mixed streams all images share statistics that are right for none.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned = False
+
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
         """Patch every BatchNorm layer of the module."""
         return Patch(pl_module, lambda name, layer: BatchStatisticsPolicy())
@@ -26,7 +30,3 @@ class BatchStatsCallback(BatchNormCallback):
         if getattr(first, "shape", (2,))[:1] == (1,) and not self._warned:
             rank_zero_warn("BatchStatsCallback on a batch of one image: its statistics are those of that image alone")
             self._warned = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._warned = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from ..batchnorm import MIXINGS, BNStatsBank, Mixing, Patch, Routing, patch_with_bank
+from ..batchnorm import (
+    MIXINGS,
+    BNStatsBank,
+    Mixing,
+    Patch,
+    Routing,
+    canonical_name,
+    patch_with_bank,
+)
 from ..errors import BankError, DataError, DetectorError, ImageError, RoutingError, did_you_mean
 from ..models.normalization import Normalization
 from ..modules.detector import DetectorModule
@@ -76,7 +84,7 @@ class DynamicBNCallback(BatchNormCallback):
         assert self._columns is not None
         # Outside autocast and in float32: the detector's probabilities don't depend on the classifier's precision.
         with torch.autocast(images.device.type, enabled=False):
-            probabilities = self.detector(images).softmax(dim=1)
+            probabilities: Tensor = self.detector(images).softmax(dim=1)
         weights = probabilities.new_zeros(len(images), len(self.bank))
         return weights.index_copy(1, self._columns.to(images.device), probabilities)
 
@@ -89,21 +97,22 @@ class DynamicBNCallback(BatchNormCallback):
 
         Raises:
             BankError: if there is none, saying what differs.
+            UnsupportedModelError: if `pl_module` has no BatchNorm layers.
         """
         differences = {}
-        for name, module in pl_module.named_modules():
-            if any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()) or name == "":
-                try:
-                    difference = self.bank.mismatch(module)
-                except TypeError as error:
-                    difference = str(error)
-                if difference is None:
-                    return module
-                differences[name or type(pl_module).__name__] = difference
-        shortest = min(differences.items(), key=lambda item: (not item[1].startswith("the layers"), len(item[1])))
+        modules: list[tuple[str, nn.Module]] = list(pl_module.named_modules())
+        for name, module in modules:
+            if not _has_all(module, self.bank.layers):
+                continue
+            difference = self.bank.mismatch(module)
+            if difference is None:
+                return module
+            differences[name] = difference
+        nearest = min(differences, key=lambda name: len(differences[name]), default=None)
         raise BankError(
-            f"the bank fits no module of {type(pl_module).__name__}; the nearest is {shortest[0]!r}: {shortest[1]}. "
-            "Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
+            f"the bank fits no module of {type(pl_module).__name__}: "
+            + (self.bank.mismatch(pl_module) or "" if nearest is None else f"in {nearest!r}, {differences[nearest]}")
+            + ". Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
         )
 
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
@@ -144,7 +153,7 @@ class DynamicBNCallback(BatchNormCallback):
     def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the detection accuracy, where the truth was known."""
         if self.detector is not None and hasattr(getattr(trainer, "datamodule", None), "batch_info"):
-            self.log("detection/acc", self._accuracy.compute(), sync_dist=True)
+            pl_module.log("detection/acc", self._accuracy.compute(), sync_dist=True)
 
     def undo(self) -> None:
         """Give the model its own layers back; does nothing if it has them."""
@@ -198,6 +207,11 @@ class DynamicBNCallback(BatchNormCallback):
 
     def _true_rows(self, names: Sequence[str], device: torch.device) -> Tensor:
         return torch.tensor([self._row_of(name) for name in names], device=device)
+
+
+def _has_all(module: nn.Module, layers: Mapping[str, int]) -> bool:
+    names = {canonical_name(name) for name, _ in module.named_modules()}
+    return all(name in names for name in layers)
 
 
 def _open_detector(detector: nn.Module | str | Path | None) -> nn.Module:

@@ -57,8 +57,8 @@ def _disk_matrix(radius: float, smoothing: float, width: int, device: torch.devi
 
 
 def defocus_blur(images: Tensor, radius: float, smoothing: float) -> Tensor:
-    """Correlate with a disk of `radius` pixels, its rim smoothed; the border is reflected without repeating the edge."""
-    count, channels, height, width = images.shape
+    """Correlate with a disk of `radius` pixels, its rim smoothed; borders reflect without repeating the edge."""
+    height, width = images.shape[-2:]
     reach, matrix = _disk_matrix(radius, smoothing, width, images.device)
     units = in_pixel_units(images)
     rows = np.arange(height)

@@ -45,7 +45,7 @@ def check_severity(severity: int) -> int:
     """Return `severity` if it is a whole number from 1 to 5, else raise `CorruptionError`."""
     if isinstance(severity, bool) or not isinstance(severity, int) or severity not in SEVERITIES:
         raise CorruptionError(
-            f"severity {severity!r} is not one of 1, 2, 3, 4, 5 (clean images are not a severity: leave them as they are)"
+            f"severity {severity!r} is not one of 1, 2, 3, 4, 5 (clean images have none: leave them as they are)"
         )
     return severity
 

@@ -14,7 +14,7 @@ def to_gray(images: Tensor) -> Tensor:
     """The grey value of every pixel, (N, 1, H, W); images of one channel are grey already."""
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return (red * _LUMA[0]).add_(green * _LUMA[1]).add_(blue * _LUMA[2])
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from dynbn_lightning.corruptions import blur, digital, noise, weather
 from dynbn_lightning.corruptions.cells import check_corruption, check_severity
+from dynbn_lightning.corruptions.checks import check_images, check_seeds
 from dynbn_lightning.corruptions.presets import PRESETS, resolve_preset
 from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, truncate_to_levels
 from dynbn_lightning.corruptions.randomness import Draws
 from dynbn_lightning.corruptions.spatter import spatter
-from dynbn_lightning.errors import CorruptionError, ImageError
 
 _DETERMINISTIC: Mapping[str, Callable[..., Tensor]] = {
     "defocus_blur": blur.defocus_blur,
@@ -83,52 +83,46 @@ def corrupt(
         >>> torch.equal(foggy[5:6], corrupt(images[5:6], "fog", 3, seeds=[5]))
         True
     """
-    corruption, severity = check_corruption(name), check_severity(severity)
-    pixels = _pixels(images)
-    used = PRESETS[resolve_preset(preset, *images.shape[-2:])]
-    constants = used.constants(corruption, severity)
-    if corruption in _DETERMINISTIC:
-        _check_randomness(len(images), generator, seeds)
-        corrupted = _DETERMINISTIC[corruption](pixels, *constants)
-    else:
-        draws = Draws(len(images), images.device, generator, _check_randomness(len(images), generator, seeds))
-        if corruption == "frost":
-            constants = (*constants, used.texture_scale)
-        corrupted = _RANDOM[corruption](pixels, draws, *constants)
-    return _as_given(corrupted, images.dtype, quantize)
+    check_corruption(name)
+    check_severity(severity)
+    pixels = _checked_pixels(images)
+    seed_list = check_seeds(seeds, len(images), generator)
+    known = PRESETS[resolve_preset(preset, images.shape[2], images.shape[3])]
+    constants = known.constants(name, severity)
+    if name in _DETERMINISTIC:
+        return _as_given(_DETERMINISTIC[name](pixels, *constants), images.dtype, quantize)
+    draws = Draws(len(images), images.device, generator, seed_list)
+    if name == "frost":
+        constants = (*constants, known.texture_scale)
+    return _as_given(_RANDOM[name](pixels, draws, *constants), images.dtype, quantize)
 
 
 def quantize(images: Tensor) -> Tensor:
-    """Move floating images (N, C, H, W) in [0, 1] down to the 256 levels of an 8-bit image; uint8 stays as it is."""
-    return _as_given(_pixels(images), images.dtype, True)
+    """Move images down to the 256 levels k / 255 of an 8-bit image: truncated, not rounded, as the benchmark does.
+
+    Args:
+        images: Images (N, C, H, W) with one channel or three, floating in [0, 1] or uint8.
+
+    Returns:
+        New images of the same shape, dtype and device; uint8 images are whole levels already and come back as a copy.
+
+    Raises:
+        ImageError: If the images are of a wrong type, rank, size or range, or hold NaN.
+    """
+    return _as_given(_checked_pixels(images), images.dtype, quantize=True)
 
 
-def _pixels(images: Tensor) -> Tensor:
-    if not isinstance(images, Tensor):
-        raise ImageError(f"images are a {type(images).__name__}, not a torch.Tensor: expected (N, C, H, W)")
-    pixels = images.float()
-    if images.dtype == torch.uint8:
-        return pixels.div_(HIGHEST_LEVEL)
-    return pixels
+def _checked_pixels(images: Tensor) -> Tensor:
+    pixels = check_images(images).to(torch.float32)
+    return pixels / HIGHEST_LEVEL if images.dtype == torch.uint8 else pixels
 
 
-def _check_randomness(
-    count: int, generator: torch.Generator | None, seeds: Sequence[int] | Tensor | None
-) -> list[int] | None:
-    if seeds is None:
-        return None
-    if generator is not None:
-        raise CorruptionError("both generator and seeds were given: give one of them")
-    return [int(seed) for seed in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
-
-
-def _as_given(corrupted: Tensor, dtype: torch.dtype, quantize: bool) -> Tensor:
-    corrupted = corrupted.contiguous()
+def _as_given(pixels: Tensor, dtype: torch.dtype, quantize: bool) -> Tensor:
+    if dtype != torch.uint8 and not quantize:
+        return pixels.to(dtype).contiguous()
+    levels = truncate_to_levels(pixels).contiguous()
     if dtype == torch.uint8:
-        return truncate_to_levels(corrupted).to(torch.uint8)
-    if not quantize:
-        return corrupted.to(dtype)
-    levels = truncate_to_levels(corrupted)
-    if dtype == torch.float64:
-        return levels.double().div_(HIGHEST_LEVEL)
-    return levels.div_(HIGHEST_LEVEL).to(dtype)
+        return levels.to(torch.uint8)
+    # float64 gets the float64 that is nearest to k / 255; half precisions are rounded once, at the end.
+    wide = levels.to(torch.promote_types(dtype, torch.float32))
+    return wide.div_(HIGHEST_LEVEL).to(dtype)

@@ -39,7 +39,7 @@ def _sum_of_nine(layers: Tensor) -> Tensor:
 
 
 def edges(levels: Tensor, low: float, high: float) -> Tensor:
-    """Canny edges of 8-bit levels, as booleans: 3x3 Sobel gradients, |dx| + |dy|, thinned, joined between two levels."""
+    """Canny edges of 8-bit levels, as booleans: Sobel gradients, |dx| + |dy|, thinned, joined between two levels."""
     padded = F.pad(levels, (1, 1, 1, 1), mode="replicate")
     height, width = levels.shape[-2:]
     smooth_down = padded[..., :height, :] + padded[..., 1 : height + 1, :] * 2 + padded[..., 2:, :]
@@ -74,7 +74,7 @@ def _grow(seeds: Tensor, allowed: Tensor) -> Tensor:
 
 def distances(marked: Tensor) -> Tensor:
     """Euclidean distance of every pixel to the nearest marked one, at most 20."""
-    count, _, height, width = marked.shape
+    height, width = marked.shape[-2:]
     columns = torch.arange(width, device=marked.device, dtype=torch.float32)
     far = 10.0 * (width + _FARTHEST)
     before = torch.where(marked, columns, -far).cummax(dim=-1).values

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 Border = Literal["nearest", "reflect", "mirror"]
-"""How an image goes on beyond its edge: the edge repeated, reflected with the edge repeated, or without repeating it."""
+"""How an image goes on beyond its edge: with the edge repeated, reflected edge included, or reflected without it."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -1,7 +1,13 @@
-"""Ice textures for frost, generated: the benchmark's photographs cannot be shipped."""
+"""Ice textures for frost, generated: the photographs that the benchmark crops from cannot be shipped.
+
+Five sheets of ice are made from random fields. Of the photographs they keep what a network or a spectrum sees: how
+bright and how blue they are, how strongly they vary, how that is spread over the frequencies, and to which side it
+leans. They do not show the same feathers and droplets.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,39 +18,133 @@ from dynbn_lightning.corruptions.color import to_gray
 from dynbn_lightning.corruptions.filters import FloatArray
 from dynbn_lightning.corruptions.randomness import Draws
 
-TEXTURES = 5
 _SIDE = 1024
+_SEED = 20190506
+
+# Cycles per 224 pixels at which the spectra below are given; in between they are straight on logarithmic axes.
+_FREQUENCIES = (0.4, 0.8, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 77.0, 101.0, 158.0)
+
+
+@dataclass(frozen=True)
+class _Ice:
+    """One sheet of ice.
+
+    Attributes:
+        mean: Mean of red, green and blue.
+        gains: By how much each channel follows the relief.
+        tints: By how much each channel follows a second, smooth field.
+        skew: Below 0 for dark marks on bright ice, above 0 for bright marks on dark ice.
+        spectrum: Power of the relief at `_FREQUENCIES`, relative to that of white noise of variance 1.
+    """
+
+    mean: tuple[float, float, float]
+    gains: tuple[float, float, float]
+    tints: tuple[float, float, float]
+    skew: float
+    spectrum: tuple[float, ...]
+
+
+_SHEETS = (
+    _Ice(
+        mean=(0.815, 0.825, 0.86),
+        gains=(0.99, 1.0, 1.03),
+        tints=(0.0, 0.0, 0.0),
+        skew=-0.3,
+        spectrum=(6.0, 4.0, 2.5, 0.6, 0.23, 0.14, 0.1, 0.074, 0.05, 0.021, 0.0105, 0.006, 0.003, 0.001, 0.0004, 0.0001),
+    ),
+    _Ice(
+        mean=(0.75, 0.76, 0.79),
+        gains=(0.97, 1.0, 1.03),
+        tints=(0.0, 0.0, 0.0),
+        skew=-0.3,
+        spectrum=(4.0, 3.0, 2.2, 1.0, 0.6, 0.28, 0.15, 0.11, 0.09, 0.04, 0.02, 0.012, 0.006, 0.002, 0.0006, 0.0001),
+    ),
+    _Ice(
+        mean=(0.285, 0.575, 0.645),
+        gains=(1.3, 1.0, 0.93),
+        tints=(1.0, 0.0, -0.3),
+        skew=0.1,
+        spectrum=(
+            16.0,
+            10.0,
+            4.5,
+            1.5,
+            0.55,
+            0.16,
+            0.07,
+            0.03,
+            0.013,
+            0.009,
+            0.007,
+            0.005,
+            0.003,
+            0.001,
+            0.0004,
+            0.0001,
+        ),
+    ),
+    _Ice(
+        mean=(0.61, 0.655, 0.695),
+        gains=(1.01, 1.0, 1.03),
+        tints=(0.0, 0.0, 0.0),
+        skew=-0.1,
+        spectrum=(14.0, 9.0, 4.0, 1.3, 0.7, 0.45, 0.2, 0.18, 0.085, 0.06, 0.036, 0.023, 0.01, 0.003, 0.001, 0.0002),
+    ),
+    _Ice(
+        mean=(0.415, 0.445, 0.487),
+        gains=(1.01, 1.0, 0.98),
+        tints=(0.0, 0.0, 0.0),
+        skew=0.17,
+        spectrum=(12.0, 9.0, 6.5, 3.6, 2.6, 0.9, 0.47, 0.37, 0.17, 0.095, 0.05, 0.026, 0.0135, 0.006, 0.0025, 0.0005),
+    ),
+)
+# The second field has nothing finer than this many cycles per 224 pixels.
+_SMOOTH = 4.0
 
 
 @lru_cache(maxsize=16)
-def _textures(side: int, device: torch.device) -> Tensor:
-    rng = np.random.Generator(np.random.PCG64(20190506))
-    maps = [_ice(rng, side) for _ in range(TEXTURES)]
-    return torch.from_numpy(np.stack(maps).astype(np.float32)).to(device)
+def frost_textures(side: int, scale: float, device: torch.device) -> Tensor:
+    """The five textures, (5, 3, H, W) float32 in [0, 1], of `side` pixels and then scaled down by `scale`.
+
+    They are the same in every process, are made once in each, and every pixel of a smaller one is picked from the
+    larger one without averaging, as in the benchmark, which leaves them grainy.
+    """
+    rng = np.random.Generator(np.random.PCG64(_SEED))
+    cycles = 224 * np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
+    cycles = np.maximum(cycles, _FREQUENCIES[0])
+    sheets = np.stack([_freeze(ice, rng, cycles) for ice in _SHEETS])
+    picked = np.minimum(((np.arange(round(side * scale)) + 0.5) / scale).astype(np.int64), side - 1)
+    return torch.from_numpy(sheets[:, :, picked[:, None], picked].astype(np.float32)).to(device)
 
 
-def _ice(rng: np.random.Generator, side: int) -> FloatArray:
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]) * side
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / np.maximum(frequency, 1.0) ** 1.2
-    field = np.fft.irfft2(spectrum, s=(side, side))
-    field = (field - field.mean()) / field.std()
-    gray = np.clip(0.45 + 0.2 * field, 0, 1)
-    return np.stack([gray * 0.95, gray, np.clip(gray * 1.05, 0, 1)])
+def _freeze(ice: _Ice, rng: np.random.Generator, cycles: FloatArray) -> FloatArray:
+    amplitude = np.exp(0.5 * np.interp(np.log(cycles), np.log(_FREQUENCIES), np.log(ice.spectrum)))
+    relief = _random_field(rng, amplitude)
+    deviation = relief.std()
+    leaning = np.expm1(ice.skew * relief / deviation)
+    relief = (leaning - leaning.mean()) * (deviation / leaning.std())
+    tint = _random_field(rng, np.where(cycles < _SMOOTH, amplitude, 0.0)) if any(ice.tints) else 0.0
+    channels = zip(ice.mean, ice.gains, ice.tints, strict=True)
+    colored = np.stack([mean + gain * relief + share * tint for mean, gain, share in channels])
+    return np.asarray(np.clip(colored, 0.0, 1.0))
+
+
+def _random_field(rng: np.random.Generator, amplitude: FloatArray) -> FloatArray:
+    side = len(amplitude)
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) * amplitude
+    spectrum[0, 0] = 0.0
+    return np.asarray(np.fft.irfft2(spectrum, s=(side, side)))
 
 
 def crop_textures(images: Tensor, draws: Draws, scale: float) -> Tensor:
-    """A random crop of a random texture for each image, (N, C, H, W) in [0, 1]."""
-    height, width = images.shape[-2:]
-    side = max(round(_SIDE * scale), height + 1, width + 1)
-    textures = _textures(side, images.device)
-    if images.shape[1] == 1:
+    """For each image a random crop of a random texture, (N, C, H, W) float32 in [0, 1]."""
+    channels, height, width = images.shape[1:]
+    side = max(_SIDE, int((max(height, width) + 1) / scale) + 1)
+    textures = frost_textures(side, scale, images.device)
+    if channels == 1:
         textures = to_gray(textures)
-    which = draws.integers(0, TEXTURES, (1, 1, 1))
-    rows = draws.integers(0, side - height, (1, 1)) + torch.arange(height, device=images.device).view(1, -1, 1)
-    columns = draws.integers(0, side - width, (1, 1)) + torch.arange(width, device=images.device)
-    return textures[
-        which,
-        torch.arange(textures.shape[1], device=images.device).view(1, -1, 1, 1),
-        rows.unsqueeze(1),
-        columns.unsqueeze(1),
-    ]
+    size = textures.shape[-1]
+    which = draws.integers(0, len(_SHEETS), (1, 1, 1))
+    rows = draws.integers(0, size - height + 1, (1, 1, 1)) + torch.arange(height, device=images.device).view(-1, 1)
+    columns = draws.integers(0, size - width + 1, (1, 1, 1)) + torch.arange(width, device=images.device)
+    return textures[which, torch.arange(channels, device=images.device).view(-1, 1, 1), rows, columns]

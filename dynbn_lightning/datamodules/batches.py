@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dynbn_lightning.corruptions import Cell, corrupt
+from ..corruptions import Cell, corrupt
 from .seeds import hashed_random, hashed_seed
 
 Split = Literal["train", "validation", "test"]

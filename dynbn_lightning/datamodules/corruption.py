@@ -14,15 +14,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dynbn_lightning.corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset
+from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset
+from ..errors import DataError, did_you_mean
+from ..models.normalization import Normalization
+from ..modules.detector import DetectorModule
 from .batches import BatchInfo, PixelBatch, corrupt_pixels, shift_and_flip
 from .images import PixelDataset
 from .row_loaders import RowBatches, RowLoaders
 from .seeds import hashed_random
 from .sources import Source, check_source, download, open_source
 from .streams import STREAMS, Stream, make_loader, stream_pairs
-from dynbn_lightning.errors import DataError, did_you_mean
-from dynbn_lightning.models.normalization import Normalization
 
 Task = Literal["detector", "classifier"]
 Granularity = Literal["corruption", "cell"]
@@ -35,6 +36,7 @@ class CorruptionDataModule(LightningDataModule):
       epoch; with `task="classifier"`: (normalised clean images, labels), shifted and mirrored at random.
     - `test` and `validate`: (normalised images, labels) of the chosen cells and clean, in the order of `stream`; test
       images for testing, held-out training images for stand-alone validation. `predict`: the test images alone.
+      A `DetectorModule` gets (pixels in [0, 1], row number) here too.
     - `row_loaders()`: the image batches that a bank is collected from.
 
     Corruption, quantisation to 8 bits and normalisation happen on the device, after the transfer. In testing and
@@ -236,13 +238,14 @@ class CorruptionDataModule(LightningDataModule):
     # How a batch is made
 
     def _loader(self, images: PixelDataset, pairs: Sequence[tuple[int, int | None]], **options: Any) -> DataLoader[Any]:
-        return make_loader(
-            images, pairs, **{"batch_size": self.batch_size, "num_workers": self.num_workers, **options}
-        )
+        return make_loader(images, pairs, **{"batch_size": self.batch_size, "num_workers": self.num_workers, **options})
 
     def _stream_loaders(
         self, images: PixelDataset, indices: Sequence[int], *, split: str, form: str
     ) -> DataLoader[Any] | list[DataLoader[Any]]:
+        if form == "classifier" and self.trainer is not None:
+            # A detector is tested on what it is trained on: pixels and rows.
+            form = "detector" if isinstance(self.trainer.lightning_module, DetectorModule) else form
         loaders = [
             self._loader(images, [(indices[position], code) for position, code in pairs], split=split, form=form)
             for pairs in stream_pairs(len(indices), self.cells, self.stream, self.seed)
@@ -254,6 +257,13 @@ class CorruptionDataModule(LightningDataModule):
             return Cell.parse(row)
         return Cell(row, hashed_random("severity", self.seed, row, index, epoch).choice(self.severities))
 
+    def _draw_cell(self, index: int, epoch: int) -> Cell:
+        row = hashed_random("row", self.seed, index, epoch).choice(self.rows)
+        return self._cell_of(row, index, epoch)
+
+    def _row_of(self, cell: Cell) -> int:
+        return self.rows.index(cell.name if self.row_per == "cell" else cell.corruption)
+
     def _finish(self, batch: PixelBatch, epoch: int) -> Any:
         if batch.form == "classifier" and batch.cells is None:
             clean = batch._replace(cells=(0,) * len(batch.indices))
@@ -263,9 +273,11 @@ class CorruptionDataModule(LightningDataModule):
             return self._normalized(clean, epoch=-1), batch.labels
         if batch.form == "detector":
             epoch = epoch if batch.split == "train" else -1
-            rows = [hashed_random("row", self.seed, index, epoch).randrange(len(self.rows)) for index in batch.indices]
-            cells = [self._cell_of(self.rows[row], i, epoch) for row, i in zip(rows, batch.indices, strict=True)]
-            pixels = self._corrupted(batch._replace(cells=tuple(cell.code for cell in cells)), epoch)
+            if batch.cells is None:
+                cells = [self._draw_cell(index, epoch) for index in batch.indices]
+                batch = batch._replace(cells=tuple(cell.code for cell in cells))
+            pixels = self._corrupted(batch, epoch)
+            rows = [self._row_of(Cell.from_code(code)) for code in batch.cells or ()]
             return pixels.float() / 255, torch.tensor(rows, device=pixels.device)
         images = self._normalized(batch, epoch=-1)
         return images if batch.form == "predict" else (images, batch.labels)

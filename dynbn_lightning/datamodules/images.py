@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from dynbn_lightning.errors import DataError
+from ..errors import DataError
 
 _CACHE_BYTES = 512 * 2**20
 
@@ -85,4 +85,4 @@ def _to_pixels(image: Any) -> Tensor:
             f"its values go from {image.min():.3g} to {image.max():.3g}, not within [0, 1]: leave normalisation out of "
             "the data set's transform and pass normalization= to the datamodule instead"
         )
-    return cast(Tensor, (image * 255).round().to(torch.uint8))
+    return (image * 255).round().to(torch.uint8)

@@ -77,7 +77,7 @@ def shape_images(split: str, indices: range, seed: int) -> Tensor:
     """The images of a split at these indices, uint8, shape (len(indices), 3, 32, 32)."""
     draw = _Draws(seed, list(SHAPE_SPLITS).index(split), np.asarray(indices, dtype=np.uint64))
     labels = torch.tensor([index % len(SHAPE_CLASSES) for index in indices])
-    ground = draw.uniform(3, 0.25, 0.75)
+    ground = draw.uniform(3, *GROUND)
     direction = _unit(draw.normal(3) + draw.normal(1))
     contrast = draw.uniform(1, *CONTRAST) * draw.sign()
     # The shape differs from its ground towards the middle grey, so that it is not clipped away.
@@ -89,6 +89,7 @@ def shape_images(split: str, indices: range, seed: int) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+GROUND = (0.25, 0.75)
 CONTRAST = (0.3, 0.7)
 TEXTURE = (0.02, 0.10)
 RADIUS = (9.0, 13.0)
@@ -238,9 +239,11 @@ def _crescent(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _heart(u: Tensor, v: Tensor) -> Tensor:
-    lobes = torch.hypot(u.abs() - 0.42, v - 0.35) - 0.47
-    point = torch.maximum(torch.maximum((u.abs() + v.abs() * 0 - v - 0.9) * math.sqrt(0.5), v - 0.35), -v - 1.0)
-    return torch.minimum(lobes, point)
+    """A square on its corner, with a half disk on each of its upper sides."""
+    half = 0.66
+    square = (u.abs() + (v + 0.06).abs() - half) * math.sqrt(0.5)
+    lobes = torch.hypot(u.abs() - half / 2, v + 0.06 + half / 2) - half * math.sqrt(0.5)
+    return torch.minimum(square, lobes)
 
 
 def _arrow(u: Tensor, v: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
+from ..errors import DataError, did_you_mean
 from .shapes import ShapesDataset
-from dynbn_lightning.errors import DataError, did_you_mean
 
 NAMED_SOURCES: tuple[str, ...] = ("shapes", "cifar10", "cifar100")
 
@@ -31,7 +31,9 @@ def check_source(source: str | Path | Dataset[Any] | None, test: str | Path | Da
     for given in (source, test):
         if isinstance(given, (str, Path)) and str(given) not in NAMED_SOURCES and not Path(given).is_dir():
             hint = did_you_mean(str(given), NAMED_SOURCES)
-            raise DataError(f"there is no data folder {str(Path(given).absolute())!r}, nor a data set of that name; {hint}")
+            raise DataError(
+                f"there is no data folder {str(Path(given).absolute())!r}, nor a data set of that name; {hint}"
+            )
     if test is None and isinstance(source, (str, Path)) and str(source) not in NAMED_SOURCES:
         _split_folder(Path(source), "train")
         _split_folder(Path(source), "test")
@@ -114,7 +116,8 @@ def _open_images(images: str | Path | Dataset[Any] | None) -> Dataset[Any] | Non
     if isinstance(images, (str, Path)):
         if str(images) in NAMED_SOURCES:
             raise DataError(f"{str(images)!r} brings its own test images: pass it alone, without test=")
-        return _folder(Path(images))
+        folder: Dataset[Any] = _folder(Path(images))
+        return folder
     return images
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dynbn_lightning.corruptions import Cell
+from ..corruptions import Cell
+from ..errors import DataError
 from .batches import PixelBatch
 from .images import PixelDataset
-from dynbn_lightning.errors import DataError
 
 Stream = Literal["mixed", "sequential"]
 STREAMS: tuple[str, ...] = get_args(Stream)

@@ -1,0 +1,76 @@
+"""Results on disk and as tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dynbn_lightning.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+def write_results(results: dict[str, Any], output: Path) -> Path:
+    """Write `output/results.json`; a file there is replaced as a whole or, on failure, left alone.
+
+    Schema 1: `{"schema_version": 1, "protocol": {...}, "methods": {method: {"clean": a, "cells": {"fog/3": a, ...},
+    "mean": a}}}` with accuracies from 0 to 1 and `mean` over the cells; a run with several streams has
+    `"streams": {stream: {"methods": {...}}}` in place of `"methods"`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "results.json"
+    handle, temporary = tempfile.mkstemp(prefix=".results.", suffix=".part", dir=output)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(results, file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a `results.json`, or the one in a folder; `DataError` if there is none of this schema."""
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} holds no results: {error}") from error
+    if not isinstance(results, dict) or results.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(f"{path} is not results of schema {SCHEMA_VERSION}")
+    return results
+
+
+def method_blocks(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each (stream, method, block) of some results."""
+    streams = results.get("streams") or {results["protocol"]["streams"][0]: results}
+    for stream, block in streams.items():
+        for method, numbers in block["methods"].items():
+            yield stream, method, numbers
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """A table for the terminal: top-1 accuracy in percent, by stream and method."""
+    table = Table(title="top-1 accuracy, %")
+    for heading in ("stream", "method"):
+        table.add_column(heading)
+    for heading in ("mean over cells", "clean", "detection"):
+        table.add_column(heading, justify="right")
+    for stream, method, block in method_blocks(results):
+        table.add_row(
+            stream, method, _percent(block["mean"]), _percent(block["clean"]), _percent(block.get("detection"))
+        )
+    return table
