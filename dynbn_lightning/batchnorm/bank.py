@@ -101,14 +101,11 @@ class BNStatsBank:
     def __getitem__(self, row: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Layer name -> (mean, variance) of a row, each (C,)."""
         index = self.index(row)
-        widths = list(self.layers.values())
-        return dict(
-            zip(
-                self.layers,
-                zip(self.mean[index].split(widths), self.var[index].split(widths), strict=True),
-                strict=True,
-            )
-        )
+        statistics, start = {}, 0
+        for name, width in self.layers.items():
+            channels = slice(start, start := start + width)
+            statistics[name] = (self.mean[index, channels], self.var[index, channels])
+        return statistics
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
+from dynbn_lightning.corruptions.color import from_hsv, to_hsv
 from dynbn_lightning.corruptions.filters import blur_gaussian
 from dynbn_lightning.corruptions.geometry import sample_bilinear
 from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, truncate_to_levels
@@ -24,11 +25,11 @@ _RESAMPLING_UNITS = 2.0**22
 
 
 def brightness(images: Tensor, shift: float) -> Tensor:
-    """Add `shift` to the value (the V of HSV), which keeps hue and saturation: every channel grows in proportion."""
-    value = images.amax(dim=1, keepdim=True)
-    brighter = (value + shift).clamp_(0.0, 1.0)
-    # Black has no hue: it becomes grey.
-    return torch.where(value > 0, images / value * brighter, brighter).clamp_(0.0, 1.0)
+    """Add `shift` to the value (the V of HSV); for images of one channel that is their only channel."""
+    if images.shape[1] == 1:
+        return (images + shift).clamp_(0.0, 1.0)
+    hue, saturation, value = to_hsv(images)
+    return from_hsv(hue, saturation, value.add_(shift).clamp_(0.0, 1.0))
 
 
 def contrast(images: Tensor, factor: float) -> Tensor:
@@ -43,13 +44,8 @@ def saturate(images: Tensor, factor: float, shift: float) -> Tensor:
     """Multiply the saturation (the S of HSV) by `factor` and add `shift`; images of one channel have none and stay."""
     if images.shape[1] == 1:
         return images.clone()
-    value = images.amax(dim=1, keepdim=True)
-    spread = value - images.amin(dim=1, keepdim=True)
-    saturation = torch.where(value > 0, spread / value, 0.0).mul_(factor).add_(shift).clamp_(0.0, 1.0)
-    # How far below the value each channel lies, relative to the lowest; grey counts as hue 0, which is red.
-    red_only = torch.tensor([0.0, 1.0, 1.0], device=images.device).view(3, 1, 1)
-    depth = torch.where(spread > 0, (value - images) / spread, red_only)
-    return (value - value * saturation * depth).clamp_(0.0, 1.0)
+    hue, saturation, value = to_hsv(images)
+    return from_hsv(hue, saturation.mul_(factor).add_(shift).clamp_(0.0, 1.0), value)
 
 
 @lru_cache(maxsize=128)
@@ -108,7 +104,7 @@ def elastic_transform(images: Tensor, draws: Draws, strength: float, smoothness:
     field = draws.uniform((2, height, width), -1.0, 1.0)
     if strength == 0.0:
         return tilted.clamp_(0.0, 1.0)
-    field = blur_gaussian(field, smoothness, truncate=3.0, border="reflect").mul(strength)
+    field = blur_gaussian(field, smoothness, truncate=3.0, border="reflect").mul(strength).float()
     rows = field[:, 0] + torch.arange(height, device=images.device).view(-1, 1)
     columns = field[:, 1] + torch.arange(width, device=images.device)
     return sample_bilinear(tilted, rows, columns, "reflect").clamp_(0.0, 1.0)

@@ -5,12 +5,18 @@ Everything here is on layers (N, 1, H, W) of whole numbers held as float32, so t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 _FARTHEST = 20
+_DIAGONAL_STEP = 1.4
+_KNIGHT_STEP = 2.1969
 _SLACK = 1e-4
+_STEPS_BETWEEN_LOOKS = 4
 # Tangents of 22.5 and 67.5 degrees, which part horizontal, diagonal and vertical gradients, in 1 / 2^15.
 _TANGENT_UNITS = 1 << 15
 _TANGENT_22 = 13573
@@ -62,42 +68,64 @@ def edges(levels: Tensor, low: float, high: float) -> Tensor:
 
 def _grow(seeds: Tensor, allowed: Tensor) -> Tensor:
     """All of `allowed` that hangs together with `seeds`, corners included."""
-    reached, mask = seeds.float(), allowed.float()
+    height, width = seeds.shape[-2:]
+    padded = F.pad(seeds, (1, 1, 1, 1))
+    reached = padded[..., 1 : height + 1, 1 : width + 1]
     while True:
-        grown = reached
-        for _ in range(4):
-            grown = F.max_pool2d(grown, 3, stride=1, padding=1).mul_(mask)
-        if torch.equal(grown, reached):
-            return grown > 0
-        reached = grown
+        before = reached.clone()
+        for _ in range(_STEPS_BETWEEN_LOOKS):
+            rows = padded[..., :height, :] | padded[..., 1 : height + 1, :] | padded[..., 2:, :]
+            around = rows[..., :width] | rows[..., 1 : width + 1] | rows[..., 2:]
+            torch.logical_and(around, allowed, out=reached)
+        if torch.equal(before, reached):
+            return before
+
+
+@lru_cache(maxsize=8)
+def _path_lengths(device: torch.device) -> Tensor:
+    """Lengths of paths by rows and columns moved, 0 to 20 each, for steps to near pixels of the 5x5 window."""
+    moved = np.arange(_FARTHEST + 1)
+    longer, shorter = np.maximum(moved[:, None], moved), np.minimum(moved[:, None], moved)
+    flat = longer - 2 * shorter + _KNIGHT_STEP * shorter
+    steep = _KNIGHT_STEP * (longer - shorter) + _DIAGONAL_STEP * (2 * shorter - longer)
+    lengths = np.minimum(np.where(longer >= 2 * shorter, flat, steep), _FARTHEST)
+    return torch.from_numpy(lengths.astype(np.float32)).to(device)
 
 
 def distances(marked: Tensor) -> Tensor:
-    """Euclidean distance of every pixel to the nearest marked one, at most 20."""
+    """Distance of every pixel to the nearest marked one, at most 20.
+
+    It is Euclidean as nearly as paths of straight, diagonal and knight's steps can make it, as in the benchmark.
+    """
     height, width = marked.shape[-2:]
     columns = torch.arange(width, device=marked.device, dtype=torch.float32)
     far = 10.0 * (width + _FARTHEST)
     before = torch.where(marked, columns, -far).cummax(dim=-1).values
     after = torch.where(marked, columns, far).flip(-1).cummin(dim=-1).values.flip(-1)
-    across = torch.minimum(columns - before, after - columns).clamp_(max=_FARTHEST).square_()
-    nearest = across.clone()
-    for step in range(1, min(_FARTHEST, height)):
-        further = across + step * step
-        torch.minimum(nearest[..., step:, :], further[..., :-step, :], out=nearest[..., step:, :])
-        torch.minimum(nearest[..., :-step, :], further[..., step:, :], out=nearest[..., :-step, :])
-    return nearest.sqrt_().clamp_(max=_FARTHEST)
+    # Of the marked pixels in a row none can be nearer than the one nearest along the row.
+    across = torch.minimum(columns - before, after - columns).clamp_(max=_FARTHEST).long()
+    lengths = _path_lengths(marked.device)
+    nearest = lengths[0].take(across)
+    for moved in range(1, min(_FARTHEST, height)):
+        further = lengths[moved].take(across)
+        above, below = nearest[..., moved:, :], nearest[..., :-moved, :]
+        torch.minimum(above, further[..., :-moved, :], out=above)
+        torch.minimum(below, further[..., moved:, :], out=below)
+    return nearest
 
 
 def equalize(levels: Tensor, highest: int) -> Tensor:
     """Equalise the histogram of levels 0 to `highest` to 0 to 255, image by image; a flat image stays as it is."""
     count, _, height, width = levels.shape
-    steps = torch.arange(highest + 1, device=levels.device, dtype=levels.dtype).view(1, -1, 1, 1)
-    below = (levels <= steps).sum(dim=(2, 3))
-    first = below.gather(1, levels.amin(dim=(1, 2, 3)).long().unsqueeze(1))
+    bins = levels.long().view(count, -1)
+    first_bins = torch.arange(0, count * (highest + 1), highest + 1, device=levels.device).unsqueeze(1)
+    counts = (bins + first_bins).view(-1).bincount(minlength=count * (highest + 1))
+    below = counts.view(count, -1).cumsum(1)
+    first = below.gather(1, bins.amin(dim=1, keepdim=True))
     rest = height * width - first
     table = ((below - first).float() * (255.0 / rest.clamp(min=1).float())).round_().clamp_(min=0.0)
-    table = torch.where(rest > 0, table, steps.view(1, -1))
-    return table.gather(1, levels.long().view(count, -1)).view(levels.shape)
+    equalized = table.gather(1, bins).view(levels.shape)
+    return torch.where((rest > 0).view(-1, 1, 1, 1), equalized, levels)
 
 
 def relief(levels: Tensor) -> Tensor:

