@@ -14,10 +14,14 @@ import copy
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
@@ -38,6 +42,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2", help="one run each; results are their mean")
     parser.add_argument("--epochs", type=int, default=60, help="of the detector, over 4,576 training images")
     parser.add_argument("--row-per", default="corruption", choices=["corruption", "cell"])
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="seeds that run at a time, without progress bars if above 1"
+    )
     parser.add_argument("--short", action="store_true", help="four corruptions, two severities, one seed, few epochs")
     parser.add_argument("--output", type=Path, help="folder for results.json and each seed's detector and bank")
     options = parser.parse_args()
@@ -46,8 +53,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, seed: int, console: Console) -> dict[str, Any]:
+def run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One seed: fit the detector, collect the bank, evaluate every method on every stream."""
+    console, progress = Console(), options.jobs == 1
+    if not progress:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
     seed_everything(seed, verbose=False)
     corruptions, severities = (SHORT_CORRUPTIONS, (3, 5)) if options.short else (COMMON_CORRUPTIONS, SEVERITIES)
     epochs = min(options.epochs, 8) if options.short else options.epochs
@@ -68,12 +78,14 @@ def run(options: argparse.Namespace, seed: int, console: Console) -> dict[str, A
 
     began = time.perf_counter()
     data = images(severities, 128)
-    detector = fit_detector(data, epochs, output=folder and folder / "detector.ckpt")
+    detector = fit_detector(data, epochs, output=folder and folder / "detector.ckpt", enable_progress_bar=progress)
     accuracy = detector.trainer.callback_metrics["val/acc"]
-    console.print(f"detector: {time.perf_counter() - began:.0f} s, {accuracy:.1%} right on held-out training images")
+    console.print(
+        f"seed {seed}, detector: {time.perf_counter() - began:.0f} s, {accuracy:.1%} right on held-out training images"
+    )
     began = time.perf_counter()
-    bank = BNStatsBank.collect(model, data.row_loaders())
-    console.print(f"bank: {time.perf_counter() - began:.0f} s")
+    bank = BNStatsBank.collect(model, data.row_loaders(), progress=progress)
+    console.print(f"seed {seed}, bank: {time.perf_counter() - began:.0f} s")
     if folder is not None:
         bank.save(folder / "bank.safetensors")
     streams: dict[str, Any] = {}
@@ -85,6 +97,7 @@ def run(options: argparse.Namespace, seed: int, console: Console) -> dict[str, A
             streams=("sequential", "mixed"),
             bank=bank,
             detector=detector,
+            progress=progress,
         )
         streams |= {name + suffix: block for name, block in results["streams"].items()}
         if not suffix:
@@ -130,11 +143,12 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> int:
     options = arguments()
     seeds = [0] if options.short else [int(seed) for seed in options.seeds.split(",")]
-    console = Console()
-    runs = []
-    for seed in seeds:
-        console.rule(f"seed {seed}")
-        runs.append(run(options, seed, console))
+    one = partial(run, options=options)
+    if options.jobs == 1:
+        runs = [one(seed) for seed in seeds]
+    else:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            runs = list(pool.map(one, seeds))
     results = mean_results(runs, seeds)
     print(markdown(results))
     if options.output is not None:
