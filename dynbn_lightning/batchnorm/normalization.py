@@ -50,8 +50,8 @@ def _normalize_per_image(
     images, channels, *spatial = x.shape
     out = F.batch_norm(
         x.contiguous().view(1, images * channels, *spatial),
-        mean.reshape(-1),
-        var.reshape(-1),
+        mean.reshape(-1).contiguous(),  # a column of the rows' table has a stride, which sends it to a slower kernel
+        var.reshape(-1).contiguous(),
         None if weight is None else weight.repeat(images),
         None if bias is None else bias.repeat(images),
         training=False,

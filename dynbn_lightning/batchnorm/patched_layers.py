@@ -81,17 +81,22 @@ class PatchedSyncBatchNorm(PatchedLayer, nn.SyncBatchNorm):
 
 
 class FrozenArithmetic(PatchedLayer):
-    """Layers that multiply by a precomputed scale instead of calling batch norm; another rounding, kept here."""
+    """Layers that multiply by a precomputed scale instead of calling batch norm.
+
+    Another rounding and another result dtype, both kept here: the scale is computed in the dtype of the layer's
+    buffers, and activations of a lower one are promoted to it.
+    """
 
     def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """The layer's output with statistics of shape (C,) or (N, C), in the frozen layers' own arithmetic."""
         weight, bias = self._affine()
         assert weight is not None
         assert bias is not None
+        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         per_channel = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
         scale = weight.view(1, -1) * (var.view(-1, x.shape[1]) + self.eps).rsqrt()
         shift = bias.view(1, -1) - mean.view(-1, x.shape[1]) * scale
-        return self.finish((x * scale.view(per_channel) + shift.view(per_channel)).to(x.dtype))
+        return self.finish(x * scale.view(per_channel) + shift.view(per_channel))
 
     def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As the base class; the moments come first, then the frozen arithmetic with the biased variance."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dynbn_lightning.corruptions.quantization import to_float64
+
 _LUMA = (0.299, 0.587, 0.114)
 
 # Which of value, falling, low and rising the channels red, green and blue are in each sextant of the colour wheel.
@@ -33,7 +35,7 @@ def color_like(images: Tensor, rgb: Sequence[int]) -> Tensor:
 
 def to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hue, saturation and value of (N, 3, H, W), each (N, H, W) float64 in [0, 1]; grey has hue and saturation 0."""
-    red, green, blue = images.to(torch.float64).unbind(1)
+    red, green, blue = to_float64(images).unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     spread = value - torch.minimum(torch.minimum(red, green), blue)
     colored = spread > 0

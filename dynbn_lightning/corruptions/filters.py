@@ -3,9 +3,9 @@
 A blur along one axis, with its border folded in, is a small matrix. Floating-point products depend, in the last bit, on
 the order in which a library adds, and that order changes with the size of the batch and the number of threads;
 truncation to 8 bits would make a whole level of such a bit. So pixels and weights are rounded to whole numbers of small
-units and multiplied in float64, where all the sums are exact: 24 bits for a pixel (the levels of an 8-bit image are whole
-numbers of units), 28 for a weight and less than 53 for any sum of their products, since the weights of an output are
-positive and add up to one.
+units and multiplied in float64, where all the sums are exact: 24 bits for a pixel (the levels of an 8-bit image are
+whole numbers of units), 28 for a weight and less than 53 for any sum of their products, since the weights of an output
+are positive and add up to one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,400 @@
+"""The datamodule: what its loaders yield, that pixels depend on what they should alone, and its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from dynbn_lightning import ClassifierModule, CorruptionDataModule, DetectorModule, corrupt
+from dynbn_lightning.corruptions import Cell
+from dynbn_lightning.datamodules.seeds import hashed_seed
+from dynbn_lightning.errors import CorruptionError, DataError
+from dynbn_lightning.models import Normalization
+
+CORRUPTIONS = ("gaussian_noise", "contrast", "elastic_transform")
+
+
+def random_images(count: int, seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return TensorDataset(images, torch.arange(count) % 4)
+
+
+def make_data(**options: Any) -> CorruptionDataModule:
+    options = {"corruptions": CORRUPTIONS, "severities": (1, 5), "batch_size": 8, **options}
+    return CorruptionDataModule(random_images(40, 0), test=random_images(12, 1), **options)
+
+
+class Recorder(L.LightningModule):
+    """A user's module: `x, y = batch`, and what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.batches: list[tuple[Any, tuple[int, ...], tuple[str, ...], str]] = []
+
+    def _see(self, stage: str, batch: Any) -> None:
+        info = self.trainer.datamodule.batch_info
+        self.batches.append((batch, info.indices, info.names, stage))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, _ = batch
+        self._see("train", batch)
+        return self.layer(x.mean().reshape(1, 1)).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        _x, _y = batch
+        self._see("validate", batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        _x, _y = batch
+        self._see(f"test{dataloader_idx}", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        self._see("predict", batch)
+        return batch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def images(self, stage: str) -> dict[tuple[str, int], Tensor]:
+        """(cell, image number) -> image, of a stage."""
+        seen = {}
+        for batch, indices, names, at in self.batches:
+            if at.startswith(stage):
+                images = batch if isinstance(batch, Tensor) else batch[0]
+                for image, index, name in zip(images, indices, names, strict=True):
+                    seen[name, index] = image.clone()
+        return seen
+
+
+def trainer(**options: Any) -> L.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(**{"accelerator": "cpu", "max_epochs": 1, **quiet, **options})
+
+
+def run_test(data: CorruptionDataModule, **options: Any) -> Recorder:
+    module = Recorder()
+    trainer(**options).test(module, datamodule=data, verbose=False)
+    return module
+
+
+def test_test_images_are_the_corrupted_normalised_test_images() -> None:
+    data = make_data(normalization="imagenet", seed=3)
+    seen = run_test(data).images("test")
+    assert len(seen) == 12 * (1 + 3 * 2)
+    normalization = Normalization.of("imagenet")
+    for (name, index), image in seen.items():
+        cell = Cell.parse(name)
+        pixels = random_images(12, 1)[index][0].unsqueeze(0)
+        if not cell.is_clean:
+            seed = hashed_seed(3, "test", -1, index, cell.code)
+            pixels = corrupt(pixels, cell.corruption, cell.severity, "cifar", seeds=[seed])
+        expected = normalization.apply(pixels[0].float() / 255)
+        torch.testing.assert_close(image, expected, rtol=0, atol=0)
+    assert data.batch_info is None, "forgotten after the test"
+
+
+def test_pixels_depend_on_seed_image_and_cell_alone() -> None:
+    reference = run_test(make_data()).images("test")
+    for options in (
+        {"batch_size": 1},
+        {"batch_size": 256},
+        {"stream": "sequential"},
+        {"severities": (5, 1), "corruptions": CORRUPTIONS[::-1]},
+        {"num_workers": 2},
+    ):
+        seen = run_test(make_data(**options)).images("test")
+        assert seen.keys() == reference.keys()
+        for key, image in seen.items():
+            assert torch.equal(image, reference[key]), (options, key)
+    other = run_test(make_data(seed=1)).images("test")
+    assert not torch.equal(other["gaussian_noise/5", 0], reference["gaussian_noise/5", 0])
+    assert torch.equal(other["contrast/5", 0], reference["contrast/5", 0]), "contrast draws nothing"
+
+
+def test_streams() -> None:
+    sequential = make_data(stream="sequential")
+    assert sequential.stream_names[:2] == ["clean", "gaussian_noise/1"]
+    module = run_test(sequential)
+    for _, _, names, stage in module.batches:
+        assert set(names) == {sequential.stream_names[int(stage.removeprefix("test"))]}
+    first_cell = [index for _, indices, _, stage in module.batches if stage == "test0" for index in indices]
+    assert sorted(first_cell) == list(range(12))
+    assert first_cell != list(range(12)), "folders come class by class: images are shuffled within a cell"
+    mixed = run_test(make_data(stream="mixed"))
+    assert len(set(mixed.batches[0][2])) > 2
+    order = [
+        (index, name) for _, indices, names, _ in mixed.batches for index, name in zip(indices, names, strict=True)
+    ]
+    again = run_test(make_data(stream="mixed"))
+    assert order == [
+        (index, name) for _, indices, names, _ in again.batches for index, name in zip(indices, names, strict=True)
+    ]
+
+
+def test_predict_yields_images_alone() -> None:
+    module, data = Recorder(), make_data()
+    predictions = trainer().predict(module, datamodule=data)
+    assert predictions is not None
+    assert all(isinstance(batch, Tensor) for batch in predictions)
+    tested = run_test(make_data()).images("test")
+    predicted = module.images("predict")
+    assert predicted.keys() == tested.keys()
+    assert all(torch.equal(image, tested[key]) for key, image in predicted.items())
+
+
+def test_fitting_a_detector_sees_training_images_under_rows_drawn_each_epoch() -> None:
+    data, module = make_data(task="detector"), Recorder()
+    trainer(max_epochs=3, num_sanity_val_steps=0).fit(module, datamodule=data)
+    epochs: list[dict[int, str]] = []
+    for batch, indices, names, stage in module.batches:
+        images, rows = batch
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+        torch.testing.assert_close(images * 255, (images * 255).round(), rtol=0, atol=1e-4)
+        for name, row in zip(names, rows.tolist(), strict=True):
+            assert data.rows[row] == name.partition("/")[0]
+        if stage == "train":
+            if not epochs or indices[0] in epochs[-1]:
+                epochs.append({})
+            epochs[-1].update(zip(indices, names, strict=True))
+    assert [len(epoch) for epoch in epochs] == [36, 36, 36]
+    assert epochs[0] != epochs[1] != epochs[2]
+    held_out = {index for _, indices, _, stage in module.batches if stage == "validate" for index in indices}
+    assert len(held_out) == 4
+    assert not held_out & set(epochs[0]), "held-out images are not trained on"
+    validated = [names for _, _, names, stage in module.batches if stage == "validate"]
+    assert validated[0] == validated[1] == validated[2], "validation does not change from epoch to epoch"
+
+
+def test_fitting_does_not_depend_on_the_batch_size() -> None:
+    seen = []
+    for batch_size in (4, 36):
+        module = Recorder()
+        trainer(max_epochs=1).fit(module, datamodule=make_data(batch_size=batch_size))
+        seen.append(module.images("train"))
+    assert seen[0].keys() == seen[1].keys()
+    assert all(torch.equal(image, seen[1][key]) for key, image in seen[0].items())
+
+
+def test_fitting_a_classifier_sees_moved_clean_images_and_labels() -> None:
+    data, module = make_data(task="classifier"), Recorder()
+    trainer(max_epochs=2, num_sanity_val_steps=0).fit(module, datamodule=data)
+    moved = 0
+    for (images, labels), indices, names, stage in module.batches:
+        assert set(names) == {"clean"}
+        for image, label, index in zip(images, labels.tolist(), indices, strict=True):
+            pixels, true_label = random_images(40, 0)[index]
+            assert label == true_label
+            same = torch.equal((image * 255).round().to(torch.uint8), pixels)
+            assert same or stage == "train"
+            moved += not same
+    assert moved > 50
+
+
+def test_validation_alone_shows_held_out_training_images_in_the_cells() -> None:
+    data, module = make_data(), Recorder()
+    trainer().validate(module, datamodule=data, verbose=False)
+    seen = module.images("validate")
+    assert {index for _, index in seen} == set(data._split[1])
+    assert {name for name, _ in seen} == {cell.name for cell in data.cells}
+
+
+def test_a_detector_is_tested_on_rows() -> None:
+    data = make_data()
+    detector = DetectorModule(rows=data.rows, image_size=32)
+    results = trainer().test(detector, datamodule=data, verbose=False)
+    assert detector.confusion is not None
+    assert detector.confusion.sum(1).tolist() == [12, 24, 24, 24]
+    assert 0 <= results[0]["test/acc"] <= 1
+
+
+def test_row_loaders() -> None:
+    data = make_data(normalization="half", row_per="cell")
+    assert data.rows[:3] == ("clean", "gaussian_noise/1", "gaussian_noise/5")
+    loaders = data.row_loaders(images_per_row=20, batch_size=16)
+    assert tuple(loaders) == data.rows
+    assert [len(batch) for batch in loaders["contrast/5"]] == [16, 4]
+    assert len(loaders["contrast/5"]) == 2
+    first, second = (torch.cat(list(loaders["gaussian_noise/5"])) for _ in range(2))
+    assert torch.equal(first, second), "every pass gives the same images"
+    small = torch.cat(list(data.row_loaders(images_per_row=20, batch_size=3)["gaussian_noise/5"]))
+    assert torch.equal(first, small), "whatever the batch size"
+    assert first.min() < -0.5
+    assert first.max() > 0.5, "normalised"
+    clean = torch.cat(list(loaders["clean"]))
+    expected = torch.stack([random_images(40, 0)[index][0] for index in data._split[0][:20]])
+    assert torch.equal(((clean * 0.5 + 0.5) * 255).round().to(torch.uint8), expected)
+    assert loaders.provenance["preset"] == "cifar"
+    assert loaders.provenance["normalization"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert data.batch_info is None
+    by_corruption = make_data().row_loaders(images_per_row=36, batch_size=36)
+    spread = torch.cat(list(by_corruption["contrast"])).flatten(1).std(1)
+    assert spread.max() > 3 * spread.min(), "a row of a corruption holds all its severities"
+
+
+class WithHook(Recorder):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        return x + 10, y
+
+
+def test_the_users_own_transfer_hook_still_runs() -> None:
+    module = WithHook()
+    with pytest.warns(UserWarning, match="on_after_batch_transfer"):
+        trainer().test(module, datamodule=make_data(), verbose=False)
+    assert all(batch[0].min() >= 10 for batch, *_ in module.batches)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+def test_precision(precision: Any, dtype: torch.dtype) -> None:
+    module = run_test(make_data(), precision=precision)
+    reference = run_test(make_data()).images("test")
+    for key, image in module.images("test").items():
+        assert image.dtype == dtype
+        assert torch.equal(image, reference[key].to(dtype))
+
+
+def test_a_classifier_is_tested_cell_by_cell() -> None:
+    data = make_data(normalization="imagenet")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)).eval()
+    module = ClassifierModule(model)
+    logged = trainer().test(module, datamodule=data, verbose=False)[0]
+    seen = run_test(make_data(normalization="imagenet")).images("test")
+    for cell in data.cells:
+        images = torch.stack([seen[cell.name, index] for index in range(12)])
+        expected = (model(images).argmax(1) == torch.arange(12) % 4).float().mean().item()
+        assert logged[f"{cell.name}/acc"] == pytest.approx(expected, abs=1e-6)
+
+
+class OneItem(Dataset[Any]):
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        return self.item
+
+
+def test_items_of_every_kind_become_pixels() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(array).permute(2, 0, 1)
+    for image in (Image.fromarray(array), array, pixels, pixels.float() / 255, pixels.double() / 255):
+        data = CorruptionDataModule(OneItem((image, 1)), test=OneItem((image, 1)))
+        got, label = data.train_images[0]
+        assert torch.equal(got, pixels)
+        assert label == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((torch.randn(3, 32, 32), 0), r"item 0 .*not within \[0, 1\].*normalization="),
+        ((torch.full((3, 32, 32), float("nan")), 0), "nan"),
+        ((torch.zeros(32, 32, dtype=torch.uint8), 0), "shape"),
+        ((torch.zeros(3, 32, 32, dtype=torch.int64), 0), "int64"),
+        (("image.png", 0), "str"),
+        (torch.zeros(3, 32, 32), "item 0"),
+    ],
+)
+def test_bad_items_are_named(item: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        CorruptionDataModule(OneItem(item), test=OneItem(item)).train_images[0]
+
+
+def write_folder(folder: Path, size: int = 32, classes: tuple[str, ...] = ("cat", "dog")) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = rng.integers(0, 256, (size, size + number, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+
+
+def test_folders(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", size=40)
+    data = CorruptionDataModule(tmp_path / "set", corruptions=("fog",), severities=(3,), image_size=32)
+    module = Recorder()
+    trainer().test(module, datamodule=data, verbose=False)
+    images = module.images("test")
+    assert len(images) == 24
+    assert {tuple(image.shape) for image in images.values()} == {(3, 32, 32)}
+    unsized = CorruptionDataModule(tmp_path / "set", corruptions=("fog",), severities=(3,))
+    with pytest.raises(DataError, match="image_size="):
+        trainer().test(Recorder(), datamodule=unsized, verbose=False)
+
+
+def test_missing_and_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data folder .*shapes"):
+        CorruptionDataModule(tmp_path / "nothing")
+    with pytest.raises(DataError, match="did you mean 'cifar10'"):
+        CorruptionDataModule("cifar-10")
+    with pytest.raises(DataError, match="no train/ folder"):
+        CorruptionDataModule(tmp_path)
+    write_folder(tmp_path / "set")
+    (tmp_path / "set" / "val" / "cat").rename(tmp_path / "set" / "val" / "cow")
+    data = CorruptionDataModule(tmp_path / "set")
+    with pytest.raises(DataError, match=r"other classes.*cat, cow"):
+        _ = data.test_images
+    with pytest.raises(DataError, match=r"cifar10 is not in .*nowhere"):
+        _ = CorruptionDataModule("cifar10", root=tmp_path / "nowhere").train_images
+    with pytest.raises(DataError, match="no training images"):
+        _ = CorruptionDataModule(None, test=random_images(4, 0)).train_images
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"corruptions": ("gausian_noise",)}, CorruptionError, "did you mean 'gaussian_noise'"),
+        ({"severities": (0,)}, CorruptionError, "severity 0"),
+        ({"severities": (6,)}, CorruptionError, "severity 6"),
+        ({"preset": "cifar100"}, CorruptionError, "did you mean 'cifar'"),
+        ({"normalization": "image_net"}, DataError, "did you mean 'imagenet'"),
+        ({"stream": "mixd"}, DataError, "did you mean 'mixed'"),
+        ({"task": "detect"}, DataError, "did you mean 'detector'"),
+        ({"row_per": "cells"}, DataError, "did you mean 'cell'"),
+        ({"batch_size": 0}, DataError, "batch_size=0"),
+        ({"validation_fraction": 1.0}, DataError, "validation_fraction"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_data(**options)
+
+
+def test_cifar_in_torchvisions_layout(tmp_path: Path) -> None:
+    import pickle
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        content = {"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 3]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(number) for number in range(10)]}))
+    from torchvision.datasets import CIFAR10
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+        data = CorruptionDataModule("cifar10", root=tmp_path, corruptions=("contrast",), severities=(1,), batch_size=4)
+        data.prepare_data()
+        assert len(data.train_images) == 20
+        assert len(run_test(data).images("test")) == 8

@@ -1,0 +1,128 @@
+"""The `dynbn` command on tiny data: what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynbn_lightning import BNStatsBank, DetectorModule, load_model
+from dynbn_lightning.cli import main
+from dynbn_lightning.models import cifar_resnet8
+
+DATA = ["--corruptions", "gaussian_noise,contrast", "--severities", "3,5", "--batch-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of two classes, dark and bright, and a checkpoint of a narrow network."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 6)):
+        for name, level in (("dark", 60), ("bright", 180)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = (level + 20 * rng.standard_normal((8, 8, 3))).repeat(4, 0).repeat(4, 1).clip(0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{number:03}.png")
+    torch.manual_seed(0)
+    torch.save({"state_dict": cifar_resnet8(num_classes=2, width=4).state_dict()}, folder / "net.pt")
+    return folder
+
+
+def model_options(folder: Path) -> list[str]:
+    return ["--model", "cifar_resnet8", "--checkpoint", str(folder / "net.pt"), "--source", str(folder)]
+
+
+def test_detector_bank_evaluate(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path)
+    cpu = ["--output", out, "--accelerator", "cpu", *DATA]
+    assert main(["detector", "fit", "--source", str(folder), "--epochs", "2", *cpu]) == 0
+    detector = DetectorModule.load_from_checkpoint(tmp_path / "detector.ckpt", weights_only=True)
+    assert detector.rows == ("clean", "gaussian_noise", "contrast")
+
+    assert main(["bank", "build", *model_options(folder), "--images-per-row", "30", *cpu]) == 0
+    model = load_model("cifar_resnet8", folder / "net.pt")
+    bank = BNStatsBank.load(tmp_path / "bank.safetensors", model)
+    assert bank.rows == detector.rows
+    assert bank.provenance["image_counts"] == {"gaussian_noise": 30, "contrast": 30}
+
+    files = ["--bank", f"{out}/bank.safetensors", "--detector", f"{out}/detector.ckpt"]
+    methods = ["source", "batch_stats", "dynamic_bn/hard", "dynamic_bn/soft", "oracle"]
+    choice = ["--methods", ",".join(methods), "--stream", "mixed,sequential"]
+    assert main(["evaluate", *model_options(folder), *files, *choice, *cpu]) == 0
+    assert f"results: {out}" in capsys.readouterr().out.replace("\n", "")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["schema_version"] == 1
+    assert list(results["streams"]) == ["mixed", "sequential"]
+    for stream in results["streams"].values():
+        assert list(stream["methods"]) == methods
+        for block in stream["methods"].values():
+            assert list(block["cells"]) == ["gaussian_noise/3", "gaussian_noise/5", "contrast/3", "contrast/5"]
+            assert block["mean"] == pytest.approx(sum(block["cells"].values()) / 4)
+            assert 0 <= block["clean"] <= 1
+    mixed, sequential = results["streams"]["mixed"]["methods"], results["streams"]["sequential"]["methods"]
+    for method in ("source", "dynamic_bn/hard", "dynamic_bn/soft", "oracle"):
+        assert mixed[method]["cells"] == pytest.approx(sequential[method]["cells"]), "no state, so no order"
+    assert results["protocol"]["test_images"] == 12
+    assert results["protocol"]["batch_size"] == 16
+    assert results["protocol"]["checkpoint"] == "net.pt"
+
+    (tmp_path / "one").mkdir()
+    single = ["--methods", "source", "--output", str(tmp_path / "one"), *DATA]
+    assert main(["evaluate", *model_options(folder), *single]) == 0
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert list(results["methods"]) == ["source"]
+    assert "streams" not in results
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--methods", "sauce"], "did you mean 'source'"),
+        (["evaluate", "--methods", "dynamic_bn/soft"], "needs a bank"),
+        (["evaluate", "--methods", "source", "--stream", "mix"], "did you mean 'mixed'"),
+        (["evaluate", "--methods", "oracle", "--bank", "nowhere.safetensors"], "no bank at nowhere.safetensors"),
+        (["evaluate", "--methods", "source", "--corruptions", "frog"], "did you mean 'fog'"),
+        (["evaluate", "--methods", "source", "--severities", "6"], "severity 6"),
+        (["bank", "build", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["bank", "build", "--normalization", "imagnet"], "did you mean 'imagenet'"),
+        (["bank", "build", "--model", "cifar_resnet21"], "did you mean 'cifar_resnet"),
+        (["bank", "build", "--source", "nowhere"], "no data folder"),
+        (["bank", "build", "--model", "timm:convnext_atto", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_one_message(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = 1 if arguments[0] == "evaluate" else 2
+    command = [*arguments[:words], *model_options(folder), "--output", str(tmp_path / "out"), *arguments[words:]]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists(), "nothing is written before input is known to be good"
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["detector"], ["detector", "fit"], ["bank"], ["bank", "build"], ["evaluate"]]
+)
+def test_help_answers_without_importing_lightning(command: list[str]) -> None:
+    code = (
+        "import sys; from dynbn_lightning.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "finally: assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: dynbn" in finished.stdout
+
+
+def test_a_missing_required_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--output", "x"])
+    assert "--model" in capsys.readouterr().err
