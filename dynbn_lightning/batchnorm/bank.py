@@ -16,7 +16,7 @@ from dynbn_lightning.batchnorm.collecting import collect_statistics
 from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
-from dynbn_lightning.errors import BankError, did_you_mean
+from dynbn_lightning.errors import BankError, DataError, did_you_mean
 
 SOURCE_ROW = "clean"
 """The name of row 0, the source statistics: what the model came with."""
@@ -44,6 +44,8 @@ class BNStatsBank:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.layers or min(self.layers.values()) < 1:
+            raise BankError(f"a bank has layers of one or more channels each, got {dict(self.layers)}")
         shape = (len(self.rows), sum(self.layers.values()))
         if tuple(self.mean.shape) != shape or tuple(self.var.shape) != shape:
             raise BankError(
@@ -71,7 +73,7 @@ class BNStatsBank:
 
         Raises:
             UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones.
-            DataError: if a loader is empty or yields no images.
+            DataError: if a loader is empty or yields no images, or images with NaN; it names the row.
             BankError: if there is no row to measure.
         """
         layers = find_batchnorm_layers(model)
@@ -85,7 +87,10 @@ class BNStatsBank:
             task = bar.add_task("BatchNorm statistics", total=len(rows))
             for row in rows:
                 bar.update(task, description=f"BatchNorm statistics of {row}")
-                statistics[row], image_counts[row] = collect_statistics(model, loaders[row])
+                try:
+                    statistics[row], image_counts[row] = collect_statistics(model, loaders[row])
+                except DataError as error:
+                    raise DataError(f"row {row!r}: {error}") from error
                 bar.advance(task)
             bar.update(task, description="BatchNorm statistics")
         provenance = dict(getattr(loaders, "provenance", {}))
@@ -127,17 +132,14 @@ class BNStatsBank:
                 for name in widths
                 if name in self.layers and widths[name] != self.layers[name]
             ]
-            return (
-                "; ".join(
-                    f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-                    for what, names in (
-                        ("layers of the bank that the model lacks", missing),
-                        ("layers of the model that the bank lacks", extra),
-                        ("layers of another width", resized),
-                    )
-                    if names
+            return "; ".join(
+                f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                for what, names in (
+                    ("layers of the bank that the model lacks", missing),
+                    ("layers of the model that the bank lacks", extra),
+                    ("layers of another width", resized),
                 )
-                or "the layers are in another order"
+                if names
             )
         if self.fingerprints and not matches_fingerprints(model, dict(self.fingerprints)):
             return "the layers are alike but the weights are others (another checkpoint, or further trained)"
@@ -171,15 +173,18 @@ class BNStatsBank:
         """
         mean, var, metadata = read_bank_file(Path(path))
         try:
+            layers = {str(name): int(width) for name, width in metadata["layers"]}
+            if len(layers) != len(metadata["layers"]):
+                raise BankError("a layer stands in it twice")
             bank = cls(
                 rows=tuple(metadata["rows"]),
-                layers={name: int(width) for name, width in metadata["layers"]},
+                layers=layers,
                 mean=mean,
                 var=var,
                 fingerprints=dict(metadata["fingerprints"]),
                 provenance=dict(metadata["provenance"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BankError(f"{path} is damaged: {error}") from error
         if model is not None:
             bank.check_model(model)

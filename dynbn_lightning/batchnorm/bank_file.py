@@ -22,7 +22,8 @@ _METADATA_KEY = "dynbn_bank"
 
 def write_bank_file(path: Path, mean: Tensor, var: Tensor, metadata: dict[str, Any]) -> None:
     """Write both tables (K, channels) and the metadata; an existing file is replaced as a whole or left alone."""
-    tables = {"mean": mean.float().contiguous(), "var": var.float().contiguous()}
+    # Copied: safetensors refuses tables that share memory, as slices of one tensor do.
+    tables = {name: table.detach().cpu().float().clone().contiguous() for name, table in (("mean", mean), ("var", var))}
     described = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
     header = {_METADATA_KEY: described, "sha256": _checksum(tables["mean"], tables["var"], described)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def read_bank_file(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
                     "update the package or collect the bank again"
                 )
             mean, var = file.get_tensor("mean"), file.get_tensor("var")
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, BankError):
             raise
         raise BankError(f"{path} is no bank, or damaged: {error}") from error

@@ -87,7 +87,7 @@ def collect_statistics(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[s
         Layer name -> (mean, unbiased variance), each (C,) float32 on the CPU, and the number of images seen.
 
     Raises:
-        DataError: if there are no batches or one holds no image tensor.
+        DataError: if there are no batches, one holds no image tensor, or images hold NaN.
         UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones.
     """
     like = next((value for value in model.parameters() if value.is_floating_point()), None)
@@ -117,5 +117,7 @@ def collect_statistics(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[s
         # A layer outside the forward of evaluation (an auxiliary head) keeps what it came with.
         seen = policy.moments.count > 0
         mean, var = policy.moments.result() if seen else source_statistics(layers[name])
+        if not (mean.isfinite().all() and var.isfinite().all()):
+            raise DataError(f"the statistics of layer {name!r} are not finite: the images hold NaN or infinite values")
         statistics[name] = (mean.float().cpu(), var.float().cpu())
     return statistics, count

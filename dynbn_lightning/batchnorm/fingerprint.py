@@ -24,7 +24,7 @@ def matches_fingerprints(model: nn.Module, known: dict[str, str]) -> bool:
     """Whether the model's weights are those that `known` was taken from, as is or cast."""
     lowest = "float32"
     for name, dtype in list(_DTYPES.items())[1:]:
-        if any(tensor.dtype == dtype for tensor in model.state_dict().values()):
+        if any(tensor.dtype == dtype for _, tensor in _tensors(model)):
             lowest = name
     return known.get(lowest) == _digest(model, _DTYPES[lowest])
 
@@ -32,10 +32,17 @@ def matches_fingerprints(model: nn.Module, known: dict[str, str]) -> bool:
 @torch.no_grad()
 def _digest(model: nn.Module, dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted((canonical_name(name), tensor) for name, tensor in model.state_dict().items()):
-        if name.endswith("num_batches_tracked"):
-            continue  # counts training steps, changes no output
+    for name, tensor in sorted(_tensors(model), key=lambda item: item[0]):
         value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    # Without the counts of training steps, which change no output, and without modules' extra state of other types.
+    return [
+        (canonical_name(name), value)
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and not name.endswith("num_batches_tracked")
+    ]

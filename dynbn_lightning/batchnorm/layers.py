@@ -36,9 +36,10 @@ def register(layer_class: type[nn.Module], patched_class: type[PatchedLayer]) ->
             overrides `finish` or `normalize` where the class does more than normalise.
 
     Raises:
-        UnsupportedModelError: if `patched_class` does not derive from both `PatchedLayer` and `layer_class`.
+        UnsupportedModelError: if `patched_class` does not derive from `PatchedLayer` first and `layer_class` second.
     """
-    if not (issubclass(patched_class, PatchedLayer) and issubclass(patched_class, layer_class)):
+    order = patched_class.__mro__
+    if PatchedLayer not in order or layer_class not in order or order.index(layer_class) < order.index(PatchedLayer):
         raise UnsupportedModelError(
             f"{patched_class.__name__} cannot stand in for {layer_class.__name__}: "
             f"declare it as `class {patched_class.__name__}(PatchedLayer, {layer_class.__name__})`"
@@ -114,6 +115,7 @@ def _why_unsupported(module: nn.Module) -> str | None:
         return "not materialised yet; run one batch through the model first"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "a subclass of BatchNorm whose arithmetic is not known"
-    if any(isinstance(module._buffers.get(name), Tensor) for name in ("running_mean", "running_var")):
+    buffers = dict(module.named_buffers(recurse=False))
+    if "running_mean" in buffers or "running_var" in buffers:
         return "keeps running statistics"
     return None

@@ -13,12 +13,18 @@ Mixing = Literal["moments", "average"]
 MIXINGS: tuple[str, ...] = get_args(Mixing)
 
 
+def check_mixing(mixing: str) -> None:
+    """Raise `RoutingError` unless `mixing` is one of `MIXINGS`."""
+    if mixing not in MIXINGS:
+        raise RoutingError(f"mixing {mixing!r} is not one of {', '.join(MIXINGS)}")
+
+
 def check_weights(weights: Tensor, num_rows: int) -> Tensor:
     """Return mixture weights (N, K) if their shape and dtype fit a bank of K rows, else raise `RoutingError`."""
     if weights.dim() != 2 or weights.shape[1] != num_rows or not weights.is_floating_point():
         raise RoutingError(
-            f"mixture weights need shape (N, {num_rows}) and a floating dtype, one column per row of the bank; "
-            f"got {tuple(weights.shape)} of {weights.dtype}"
+            f"an assignment is row numbers (N,), or mixture weights (N, {num_rows}) of a floating dtype, a column per "
+            f"row of the bank; got {tuple(weights.shape)} of {weights.dtype}"
         )
     return weights
 
@@ -44,14 +50,18 @@ def mix_rows(weights: Tensor, means: Tensor, variances: Tensor, mixing: Mixing =
         RoutingError: if shapes don't fit or `mixing` is unknown.
     """
     check_weights(weights, len(means))
-    if mixing not in MIXINGS:
-        raise RoutingError(f"mixing {mixing!r} is not one of {', '.join(MIXINGS)}")
+    check_mixing(mixing)
+    if means.shape != variances.shape:
+        raise RoutingError(f"means of shape {tuple(means.shape)} but variances of shape {tuple(variances.shape)}")
     with torch.autocast(weights.device.type, enabled=False):
-        weights = weights.to(means)
-        mean = weights @ means
-        var = weights @ variances
+        columns = weights.to(means).unsqueeze(2).unbind(1)  # K of (N, 1)
+        mean, var = (means.new_zeros(len(weights), means.shape[1]) for _ in range(2))
+        # Row by row and not as a matrix product, which may run in TF32 or bfloat16 (then a one-hot weight copies no
+        # row) and whose rounding depends on the batch size; nor at once, for (N, K, C) would be gigabytes.
+        for weight, row_mean, row_var in zip(columns, means, variances, strict=True):
+            mean.addcmul_(weight, row_mean)
+            var.addcmul_(weight, row_var)
         if mixing == "moments":
-            # Row by row: the (N, K, C) tensor of all differences would be gigabytes for wide models.
-            for weight, row_mean in zip(weights.unbind(1), means, strict=True):
-                var.addcmul_(weight.unsqueeze(1), (row_mean - mean).square())
+            for weight, row_mean in zip(columns, means, strict=True):
+                var.addcmul_(weight, (row_mean - mean).square())
     return mean, var

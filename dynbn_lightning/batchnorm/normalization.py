@@ -48,10 +48,15 @@ def _normalize_per_image(
     # One batch norm on the (1, N * C, *spatial) view: the same kernel as the layer's own, so the same bits, where
     # x * scale + shift would round differently in about a third of the values.
     images, channels, *spatial = x.shape
+    mean, var = (table.reshape(-1).contiguous() for table in (mean, var))
+    if x.device.type == "cpu" and not x.is_contiguous(memory_format=memory_format_of(x)):
+        # The CPU has another kernel, which rounds differently, for when the activations or the statistics are strided:
+        # the layer's own forward takes it for the activations, this one for the statistics.
+        mean, var = (torch.stack([table, table], 1)[:, 0] for table in (mean, var))
     out = F.batch_norm(
         x.contiguous().view(1, images * channels, *spatial),
-        mean.reshape(-1).contiguous(),  # a column of the rows' table has a stride, which sends it to a slower kernel
-        var.reshape(-1).contiguous(),
+        mean,
+        var,
         None if weight is None else weight.repeat(images),
         None if bias is None else bias.repeat(images),
         training=False,

@@ -94,8 +94,8 @@ class FrozenArithmetic(PatchedLayer):
         assert bias is not None
         mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         per_channel = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
-        scale = weight.view(1, -1) * (var.view(-1, x.shape[1]) + self.eps).rsqrt()
-        shift = bias.view(1, -1) - mean.view(-1, x.shape[1]) * scale
+        scale = weight.view(1, -1) * _inverse_root(var.reshape(-1, x.shape[1]) + self.eps)
+        shift = bias.view(1, -1) - mean.reshape(-1, x.shape[1]) * scale
         return self.finish(x * scale.view(per_channel) + shift.view(per_channel))
 
     def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +103,14 @@ class FrozenArithmetic(PatchedLayer):
         _, mean, var = normalize_with_batch_moments(x, None, None, self.eps)
         values = x.numel() // x.shape[1]
         return self.normalize(x, mean, var * ((values - 1) / values)), mean, var
+
+
+def _inverse_root(var: Tensor) -> Tensor:
+    # A half-precision rsqrt on the CPU rounds the elements that fill no vector differently, so that a row's bits
+    # would depend on the rows before it: one row at a time there, as the layer itself does.
+    if var.device.type == "cpu" and var.dtype in (torch.bfloat16, torch.float16):
+        return torch.stack([row.rsqrt() for row in var])
+    return var.rsqrt()
 
 
 class PatchedFrozenBatchNorm2d(FrozenArithmetic, FrozenBatchNorm2d):  # type: ignore[misc]

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank import BNStatsBank
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
-from dynbn_lightning.batchnorm.mixing import Mixing, check_weights, mix_rows
+from dynbn_lightning.batchnorm.mixing import Mixing, check_mixing, check_weights, mix_rows
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
-from dynbn_lightning.errors import RoutingError
+from dynbn_lightning.errors import RoutingError, did_you_mean
+
+_ROW_NUMBER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Routing:
@@ -23,6 +25,7 @@ class Routing:
     """
 
     def __init__(self, bank: BNStatsBank, model: nn.Module, mixing: Mixing = "moments") -> None:
+        check_mixing(mixing)
         layers = find_batchnorm_layers(model)
         source = [source_statistics(layers[name]) for name in bank.layers]
         # Row 0 comes from the model itself: a cast to half precision has rounded its statistics since the bank was
@@ -34,6 +37,7 @@ class Routing:
         self._mixing = mixing
         self._rows = bank.rows
         self._statistics: tuple[Tensor, Tensor] | None = None
+        self._images: int | None = None
         bounds = [0]
         for width in bank.layers.values():
             bounds.append(bounds[-1] + width)
@@ -43,45 +47,59 @@ class Routing:
         """Assign rows to the images of the next forward passes.
 
         Args:
-            assignment: row numbers (N,) int64, one per image; or mixture weights (N, K) floating, each row
-                non-negative and summing to 1; or the name of one row for all images of any batch.
+            assignment: row numbers (N,) of a whole-number dtype, one per image; or mixture weights (N, K) floating,
+                each row non-negative and summing to 1; or the name of one row for all images of any batch.
 
         A batch wholly on row 0 runs each layer's own forward. Finding that out costs one host synchronisation on CUDA.
 
         Raises:
-            RoutingError: for wrong shapes, dtypes, row numbers or names.
+            RoutingError: for wrong shapes, dtypes, row numbers, names, or weights that are no mixture.
         """
         if isinstance(assignment, str):
             if assignment not in self._rows:
-                raise RoutingError(f"the bank has no row {assignment!r}; it has {', '.join(self._rows)}")
+                raise RoutingError(f"the bank has no row {assignment!r}: {did_you_mean(assignment, self._rows)}")
             self._use_one_row(self._rows.index(assignment))
-        elif assignment.dim() == 1 and not assignment.is_floating_point():
+            self._images = None
+            return
+        if assignment.dim() and len(assignment) == 0:
+            raise RoutingError("an assignment for an empty batch: expected a row for at least one image")
+        if assignment.dim() == 1 and assignment.dtype in _ROW_NUMBER_DTYPES:
             self._set_rows(assignment)
         else:
             self._set_weights(assignment)
+        self._images = len(assignment)
 
     def clear(self) -> None:
         """Go back to the source statistics, for batches of any size."""
-        self._statistics = None
+        self._statistics = self._images = None
 
     def _use_one_row(self, row: int) -> None:
         self._statistics = None if row == 0 else (self._means[row], self._vars[row])
 
     def _set_rows(self, rows: Tensor) -> None:
-        if rows.numel() == 0:
-            raise RoutingError("an assignment for an empty batch: expected one row number per image")
         low, high = torch.stack(rows.aminmax()).tolist()
         if low < 0 or high >= len(self._rows):
             raise RoutingError(f"row numbers from {low} to {high} for a bank of {len(self._rows)} rows")
         if low == high:
             self._use_one_row(low)
         else:
-            rows = rows.to(self._means.device)
+            rows = rows.to(self._means.device, torch.int64)  # indexing with uint8 would select as with a mask
             self._statistics = self._means[rows], self._vars[rows]
 
     def _set_weights(self, weights: Tensor) -> None:
         check_weights(weights, len(self._rows))
-        if bool((weights[:, 0] == 1).all()):
+        # A sum of rounded weights is off by their rounding; NaN fails both comparisons.
+        off = max(1e-3, 4 * torch.finfo(weights.dtype).eps)
+        is_mixture = (weights.min() >= 0) & ((weights.float().sum(1) - 1).abs().max() < off)
+        on_source = (weights[:, 0] == 1).all()
+        mixture, source = torch.stack([is_mixture, on_source]).tolist()
+        if not mixture:
+            raise RoutingError(
+                f"mixture weights must be at least 0 and sum to 1 for each image; these range from "
+                f"{weights.min():.3g} to {weights.max():.3g} and their sums from {weights.sum(1).min():.3g} to "
+                f"{weights.sum(1).max():.3g}: apply softmax to logits first"
+            )
+        if source:
             self._statistics = None
         else:
             self._statistics = mix_rows(weights.to(self._means.device), self._means, self._vars, self._mixing)
@@ -90,16 +108,16 @@ class Routing:
         """The output of the layer called `name` under the present assignment."""
         if layer.training:
             raise RoutingError(f"layer {name!r} is in training mode while it is routed: call model.eval() first")
+        copies, rest = (1, 0) if self._images is None else divmod(len(x), self._images)
+        if rest or not copies:
+            raise RoutingError(
+                f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {self._images} images: "
+                "assign one row to each image of the batch before its forward"
+            )
         if self._statistics is None:
             return layer.own_forward(x)
         mean, var = (table[..., self._channels[name]] for table in self._statistics)
-        if mean.dim() == 2 and len(mean) != len(x):
-            copies, rest = divmod(len(x), len(mean))
-            if rest or not copies:
-                raise RoutingError(
-                    f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {len(mean)} images: "
-                    "assign one row to each image of the batch before its forward"
-                )
+        if mean.dim() == 2 and copies > 1:
             # Models that fold time or crops into the batch do so image by image, (N * T): an image's copies adjoin.
             mean, var = (table.repeat_interleave(copies, 0) for table in (mean, var))
         return layer.normalize(x, mean, var)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.layer_sync import _BatchNormXd
 from lightning.pytorch.trainer.states import TrainerFn
@@ -131,13 +130,13 @@ def images_of(batch: Any) -> Tensor:
         images = next((batch[key] for key in _IMAGE_KEYS if key in batch), None)
     elif isinstance(batch, (tuple, list)) and batch:
         images = batch[0]
-    if not isinstance(images, torch.Tensor) or images.dim() != 4 or not images.is_floating_point():
+    if not (isinstance(images, Tensor) and images.dim() == 4 and images.is_floating_point() and images.numel()):
         found = f"{type(images).__name__}" + (
-            f" of shape {tuple(images.shape)} and {images.dtype}" if isinstance(images, torch.Tensor) else ""
+            f" of shape {tuple(images.shape)} and {images.dtype}" if isinstance(images, Tensor) else ""
         )
         raise ImageError(
-            f"no images found in the batch ({found}): expected a floating tensor (N, C, H, W), a tuple that begins "
-            f"with one, or a dict with one of {', '.join(_IMAGE_KEYS)}; for other batches override "
-            "DynamicBNCallback.images_of"
+            f"no images found in the batch ({found}): expected a floating tensor (N, C, H, W) of one or more images, "
+            f"a tuple that begins with one, or a dict with one of {', '.join(_IMAGE_KEYS)}; for other batches "
+            "override DynamicBNCallback.images_of"
         )
     return images

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ..batchnorm import BatchStatisticsPolicy, Patch
 from .base import BatchNormCallback

@@ -153,7 +153,9 @@ class DynamicBNCallback(BatchNormCallback):
     def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the detection accuracy, where the truth was known."""
         if self.detector is not None and hasattr(getattr(trainer, "datamodule", None), "batch_info"):
-            pl_module.log("detection/acc", self._accuracy.compute(), sync_dist=True)
+            accuracy = self._accuracy.compute()  # of all processes together, NaN where no image's row was known
+            if not accuracy.isnan():
+                pl_module.log("detection/acc", accuracy, sync_dist=True)
 
     def undo(self) -> None:
         """Give the model its own layers back; does nothing if it has them."""
@@ -165,7 +167,7 @@ class DynamicBNCallback(BatchNormCallback):
         known = {
             "the callback": self.normalization,
             "the datamodule": getattr(getattr(trainer, "datamodule", None), "normalization", None),
-            "the bank": None if recorded is None else Normalization(**recorded),
+            "the bank": None if recorded is None else _recorded_normalization(recorded),
             "the model": getattr(model, "input_normalization", None),
         }
         said = {who: value for who, value in known.items() if isinstance(value, Normalization)}
@@ -209,6 +211,13 @@ class DynamicBNCallback(BatchNormCallback):
         return torch.tensor([self._row_of(name) for name in names], device=device)
 
 
+def _recorded_normalization(recorded: Any) -> Normalization:
+    try:
+        return Normalization(**recorded) if isinstance(recorded, Mapping) else Normalization.of(recorded)
+    except (TypeError, ValueError) as error:
+        raise BankError(f"the bank's provenance has no readable normalization: {recorded!r}") from error
+
+
 def _has_all(module: nn.Module, layers: Mapping[str, int]) -> bool:
     names = {canonical_name(name) for name, _ in module.named_modules()}
     return all(name in names for name in layers)
@@ -232,15 +241,22 @@ class _Frozen(nn.Module):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.rows: tuple[str, ...] = tuple(detector.rows)  # type: ignore[arg-type]
-        self.network = copy.deepcopy(getattr(detector, "network", detector)).float().eval().requires_grad_(False)
+        self.detector = copy.deepcopy(detector).float().eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits
+        logits: Tensor = self.detector(images)
+        if logits.shape != (len(images), len(self.rows)):
+            raise DetectorError(
+                f"{type(self.detector).__name__} says it knows {len(self.rows)} rows but gave logits of shape "
+                f"{tuple(logits.shape)} for {len(images)} images: expected ({len(images)}, {len(self.rows)})"
+            )
+        return logits.float()
 
 
 def _columns_in_bank(detector: nn.Module, bank: BNStatsBank) -> Tensor:
     rows: tuple[str, ...] = detector.rows  # type: ignore[assignment]
+    if len(set(rows)) != len(rows):
+        raise DetectorError(f"the detector's rows must differ from each other, got {', '.join(rows)}")
     unknown_to_bank = [row for row in rows if row not in bank.rows]
     unknown_to_detector = [row for row in bank.rows if row not in rows]
     if unknown_to_bank or unknown_to_detector:

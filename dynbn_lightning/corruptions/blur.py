@@ -28,6 +28,7 @@ from dynbn_lightning.corruptions.quantization import truncate_to_8_bits
 from dynbn_lightning.corruptions.randomness import Draws
 
 _CACHED_VALUES = 1 << 17
+_ACCELERATOR_VALUES = 1 << 24
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -61,8 +62,13 @@ def _disk_matrix(radius: float, smoothing: float, width: int, device: torch.devi
 
 def defocus_blur(images: Tensor, radius: float, smoothing: float) -> Tensor:
     """Correlate with a disk of `radius` pixels, its rim smoothed; borders reflect without repeating the edge."""
-    height, width = images.shape[-2:]
-    reach, matrix = _disk_matrix(radius, smoothing, width, images.device)
+    reach, matrix = _disk_matrix(radius, smoothing, images.shape[-1], images.device)
+    parts = [_correlate(part, reach, matrix) for part in _in_parts(images)]
+    return torch.cat(parts).clamp_(0.0, 1.0)
+
+
+def _correlate(images: Tensor, reach: int, matrix: Tensor) -> Tensor:
+    height = images.shape[-2]
     units = in_pixel_units(images)
     rows = np.arange(height)
     pairs = [units]
@@ -70,8 +76,7 @@ def defocus_blur(images: Tensor, radius: float, smoothing: float) -> Tensor:
         above = torch.from_numpy(fold(rows - offset, height, "mirror")).to(images.device)
         below = torch.from_numpy(fold(rows + offset, height, "mirror")).to(images.device)
         pairs.append(units.index_select(2, above).add_(units.index_select(2, below)))
-    blurred = exact_product(torch.cat(pairs, dim=-1), matrix)
-    return blurred.div_(PIXEL_UNITS).clamp_(0.0, 1.0)
+    return exact_product(torch.cat(pairs, dim=-1), matrix).div_(PIXEL_UNITS)
 
 
 def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, sweeps: float) -> Tensor:
@@ -121,10 +126,14 @@ def zoom_blur(images: Tensor, start: float, stop: float, step: float) -> Tensor:
     # As the benchmark counts them: rounding in float64 included, which for some entries takes the stop in.
     factors = np.arange(start, stop, step).tolist()
     total = images.clone()
-    # On the CPU, so many images at a time as stay in its cache while they are zoomed again and again.
-    together = max(1, _CACHED_VALUES // images[0].numel()) if images.device.type == "cpu" else len(images)
-    for first in range(0, len(images), together):
-        part = images[first : first + together]
+    for part, part_total in zip(_in_parts(images), _in_parts(total), strict=True):
         for factor in factors:
-            total[first : first + together] += zoom_centre(part, factor)
+            part_total += zoom_centre(part, factor)
     return total.div_(len(factors) + 1).clamp_(0.0, 1.0)
+
+
+def _in_parts(images: Tensor) -> list[Tensor]:
+    """Views of as many images at a time as a CPU's cache, or else an accelerator's memory, easily holds many times."""
+    values = _CACHED_VALUES if images.device.type == "cpu" else _ACCELERATOR_VALUES
+    size = max(1, values // images[0].numel())
+    return [images[first : first + size] for first in range(0, len(images), size)]

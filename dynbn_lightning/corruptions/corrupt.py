@@ -67,7 +67,8 @@ def corrupt(
             them. uint8 images are always whole levels.
 
     Returns:
-        The corrupted images: same shape, dtype and device. Half precisions are computed in float32.
+        The corrupted images: same shape, dtype and device. Half precisions are computed in float32, and
+        `jpeg_compression` takes images that are on an accelerator through the host's memory.
 
     Raises:
         ImageError: If the images are of a wrong type, rank, size or range, or hold NaN.
@@ -105,6 +106,8 @@ def quantize(images: Tensor) -> Tensor:
 
     Returns:
         New images of the same shape, dtype and device; uint8 images are whole levels already and come back as a copy.
+        float32 and float64 images that lie on the levels stay as they are; half precisions cannot hold the levels
+        exactly, and quantising them twice may lower them twice.
 
     Raises:
         ImageError: If the images are of a wrong type, rank, size or range, or hold NaN.

@@ -7,12 +7,14 @@ Common Corruptions and Perturbations" (ICLR 2019).
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from dynbn_lightning.corruptions.color import from_hsv, to_hsv
 from dynbn_lightning.corruptions.filters import blur_gaussian
@@ -21,6 +23,7 @@ from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, truncate_to_
 from dynbn_lightning.corruptions.randomness import Draws
 
 _MEAN_UNITS = 2.0**32
+_FAR = 2.0**18
 _RESAMPLING_UNITS = 2.0**22
 
 
@@ -81,11 +84,19 @@ def pixelate(images: Tensor, factor: float) -> Tensor:
 
 
 def jpeg_compression(images: Tensor, quality: float) -> Tensor:
-    """Write as JPEG at `quality` and read again; on an accelerator this goes through the host's memory."""
-    levels = truncate_to_levels(images).to(device="cpu", dtype=torch.uint8)
-    mode = ImageReadMode.GRAY if images.shape[1] == 1 else ImageReadMode.RGB
-    decoded = [decode_jpeg(encode_jpeg(image, quality=int(quality)), mode=mode) for image in levels]
-    return torch.stack(decoded).to(images.device).float().div_(HIGHEST_LEVEL)
+    """Write as JPEG at `quality` and read again, image by image; from an accelerator by way of the host's memory."""
+    levels = truncate_to_levels(images).to(torch.uint8).movedim(1, -1).cpu().contiguous().numpy()
+    if images.shape[1] == 1:
+        levels = levels[..., 0]
+    decoded = torch.from_numpy(np.stack([_through_jpeg(image, int(quality)) for image in levels]))
+    return decoded.to(images.device).view(len(images), *images.shape[2:], -1).movedim(-1, 1).float().div_(HIGHEST_LEVEL)
+
+
+def _through_jpeg(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    # Pillow and not torchvision.io, whose coding of images is deprecated.
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
 
 
 def elastic_transform(images: Tensor, draws: Draws, strength: float, smoothness: float, jitter: float) -> Tensor:
@@ -111,30 +122,33 @@ def elastic_transform(images: Tensor, draws: Draws, strength: float, smoothness:
 
 
 def _affine_positions(moves: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N, H, W) at which to sample for the affine map that moves three corners by (N, 3, (x, y))."""
+    """Where to sample for the affine map that moves three corners of the centred square.
+
+    Args:
+        moves: How far, (N, 3, (x, y)) float64, the corners at the lower right, upper right and upper left go.
+        height: Height of the images.
+        width: Width of the images.
+
+    Returns:
+        Rows and columns (N, H, W) of the pixels' origins, to a 32nd of a pixel as in the benchmark's warp.
+    """
     half = min(height, width) // 3
-    middle_x, middle_y = width // 2, height // 2
-    # The corners lie at right angles, so that the map is found from how far its two sides are moved.
-    far, across, near = moves.unbind(1)
-    side = 2 * half
-    if side == 0:
-        along_x, along_y = torch.zeros_like(far), torch.zeros_like(far)
-    else:
-        along_y, along_x = (far - across) / side, (across - near) / side
-    # output = input + shift + along_x * x + along_y * y, x and y from the near corner; inverted below.
-    a, c = 1 + along_x[:, 0], along_x[:, 1]
-    b, d = along_y[:, 0], 1 + along_y[:, 1]
-    determinant = a * d - b * c
-    x = torch.arange(width, device=moves.device, dtype=torch.float64).view(1, 1, -1) - (middle_x - half)
-    y = torch.arange(height, device=moves.device, dtype=torch.float64).view(1, -1, 1) - (middle_y - half)
-    x = x - near[:, 0].view(-1, 1, 1)
-    y = y - near[:, 1].view(-1, 1, 1)
-    a, b, c, d, determinant = (part.view(-1, 1, 1) for part in (a, b, c, d, determinant))
-    source_x = (d * x - b * y) / determinant + (middle_x - half)
-    source_y = (a * y - c * x) / determinant + (middle_y - half)
-    # The benchmark's warp knows positions to a 32nd of a pixel.
-    return _to_32nds(source_y), _to_32nds(source_x)
+    left, top = width // 2 - half, height // 2 - half
+    lower_right, upper_right, upper_left = moves.view(-1, 3, 2, 1, 1).unbind(1)
+    # The square's sides are parallel to the axes: what a step along x or y becomes is read off its sides.
+    side = max(2 * half, 1)
+    step_x = (upper_right - upper_left) / side
+    step_y = (lower_right - upper_right) / side
+    xx, yx = step_x[:, 0] + 1, step_x[:, 1]
+    xy, yy = step_y[:, 0], step_y[:, 1] + 1
+    determinant = xx * yy - xy * yx
+    x = torch.arange(width, device=moves.device) - left - upper_left[:, 0]
+    y = torch.arange(height, device=moves.device).view(-1, 1) - top - upper_left[:, 1]
+    columns = (yy * x - xy * y) / determinant + left
+    rows = (xx * y - yx * x) / determinant + top
+    return _to_32nds(rows), _to_32nds(columns)
 
 
 def _to_32nds(positions: Tensor) -> Tensor:
-    return (positions * 32 + 0.5).floor_().div_(32).float()
+    # A map that folds a tiny image flat sends pixels to infinity.
+    return (positions * 32 + 0.5).floor_().div_(32).clamp_(-_FAR, _FAR).float()

@@ -67,7 +67,7 @@ def fog(images: Tensor, draws: Draws, density: float, decay: float) -> Tensor:
 
 def plasma_fractal(draws: Draws, size: int, decay: float) -> Tensor:
     """Heights (N, size, size) in [0, 1] by the diamond-square method on a torus; `size` is a power of two."""
-    heights = torch.zeros((draws.count, size, size), device=draws.device)
+    heights = torch.zeros((draws.count, size, size), dtype=torch.float32, device=draws.device)
     step, wobble = size, _FIRST_DISPLACEMENT
     while step >= 2:
         half, cells = step // 2, size // step

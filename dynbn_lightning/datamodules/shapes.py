@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError, did_you_mean
+from dynbn_lightning.errors import DataError, did_you_mean
 
 SHAPE_CLASSES: tuple[str, ...] = (
     "disk",
@@ -35,6 +35,17 @@ SHAPE_CLASSES: tuple[str, ...] = (
 )
 SHAPE_SPLITS: dict[str, int] = {"train": 6000, "test": 1000}
 """The splits, each with its size unless another is asked for."""
+
+GROUND = (0.43, 0.57)
+"""Range of each channel of the background's colour, near the middle grey."""
+CONTRAST = (0.15, 0.38)
+"""Range of the distance in RGB between the colours of shape and background."""
+TEXTURE = (0.02, 0.06)
+"""Range of the textures' standard deviation per channel."""
+RADIUS = (6.5, 11.0)
+"""Range of the radius of the circle around a shape, in pixels."""
+TURN = 0.35
+"""The largest turn of a shape from upright, in radians."""
 
 _SIDE = 32
 _CHUNK = 500
@@ -77,23 +88,13 @@ def shape_images(split: str, indices: range, seed: int) -> Tensor:
     """The images of a split at these indices, uint8, shape (len(indices), 3, 32, 32)."""
     draw = _Draws(seed, list(SHAPE_SPLITS).index(split), np.asarray(indices, dtype=np.uint64))
     labels = torch.tensor([index % len(SHAPE_CLASSES) for index in indices])
-    ground = draw.uniform(3, *GROUND)
+    back_colour = draw.uniform(3, *GROUND)
+    # Mostly lighter or darker, with some change of hue.
     direction = _unit(draw.normal(3) + draw.normal(1))
-    contrast = draw.uniform(1, *CONTRAST) * draw.sign()
-    # The shape differs from its ground towards the middle grey, so that it is not clipped away.
-    figure = ground + contrast * direction
-    back = _textured(draw, ground)
-    front = _textured(draw, figure)
-    cover = _coverage(draw, labels)[:, None]
-    pixels = back + (front - back) * cover
+    front_colour = back_colour + draw.uniform(1, *CONTRAST) * direction
+    back, front = _textured(draw, back_colour), _textured(draw, front_colour)
+    pixels = back + (front - back) * _coverage(draw, labels)[:, None]
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-GROUND = (0.25, 0.75)
-CONTRAST = (0.3, 0.7)
-TEXTURE = (0.02, 0.10)
-RADIUS = (9.0, 13.0)
-TURN = 0.35
 
 
 class _Draws:
@@ -107,21 +108,22 @@ class _Draws:
     def uniform(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         counter = np.arange(self._used + 1, self._used + count + 1, dtype=np.uint64)
         self._used += count
-        bits = _mix(self._key + counter * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
-        return torch.from_numpy((bits.astype(np.float32) + 0.5) * 2.0**-24) * (high - low) + low
+        # 23 bits and a half: exact in float32, and never 0 or 1, where a normal would be infinite.
+        bits = _mix(self._key + counter * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(41)
+        zero_to_one = torch.from_numpy((bits.astype(np.float32) + np.float32(0.5)) * np.float32(2**-23))
+        return zero_to_one * (high - low) + low
 
     def normal(self, count: int) -> Tensor:
-        return torch.special.ndtri(self.uniform(count))
-
-    def sign(self) -> Tensor:
-        return torch.where(self.uniform(1) < 0.5, -1.0, 1.0)
+        deviates: Tensor = torch.special.ndtri(self.uniform(count))
+        return deviates
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64: 64 bits to 64 bits, one to one, every bit of the input changing half the output's."""
+    """SplitMix64's last step (Steele, Lea and Flood 2014): 64 bits to 64, one to one, without visible order."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _grid() -> tuple[Tensor, Tensor]:
@@ -130,7 +132,9 @@ def _grid() -> tuple[Tensor, Tensor]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    unit: Tensor = vectors / lengths.clamp(min=1e-6)
+    return unit
 
 
 def _standardised(fields: Tensor) -> Tensor:
@@ -155,28 +159,32 @@ def _waves(draw: _Draws) -> Tensor:
 
 
 def _textured(draw: _Draws, colour: Tensor) -> Tensor:
-    """Textures around the colours (N, 3): (N, 3, 32, 32)."""
+    """Textures around the colours (N, 3): (N, 3, 32, 32).
+
+    Each is a natural field and a pattern (stripes, checks, a gradient or nothing), changing the lightness, and a second
+    natural field that changes the hue.
+    """
     x, y = _grid()
-    first, second = _waves(draw), _waves(draw)
-    sharp = draw.uniform(1, 0.7, 3.0)[:, :, None]
+    waves, across = _waves(draw), _waves(draw)
+    sharpness = draw.uniform(1, 0.7, 3.0)[:, :, None]
     angle = draw.uniform(1, 0, 2 * math.pi)[:, :, None]
     patterns = torch.stack(
         [
-            _standardised(torch.tanh(sharp * first)),
-            _standardised(torch.tanh(sharp * first * second)),
+            _standardised(torch.tanh(sharpness * waves)),
+            _standardised(torch.tanh(sharpness * waves * across)),
             _standardised(x * angle.cos() + y * angle.sin()),
-            torch.zeros_like(first),
+            torch.zeros_like(waves),
         ],
         dim=1,
     )
     kind = (draw.uniform(1) * patterns.shape[1]).long()[:, 0]
     pattern = patterns[torch.arange(len(kind)), kind]
-    fields = _natural(draw, 2)
+    natural = _natural(draw, 2)
     share = draw.uniform(1, 0.2, 0.8)[:, :, None]
-    light = share * pattern + (1 - share) * fields[:, 0]
-    tint, tint2 = (_unit(draw.normal(3) * 0.5 + 1.0)[:, :, None, None] for _ in range(2))
+    lightness = share * pattern + (1 - share) * natural[:, 0]
+    tint, second_tint = (_unit(draw.normal(3) * 0.5 + 1.0)[:, :, None, None] for _ in range(2))
     amount = draw.uniform(1, *TEXTURE)[:, :, None, None] * math.sqrt(3)
-    return colour[:, :, None, None] + amount * (tint * light[:, None] + 0.5 * tint2 * fields[:, 1:2])
+    return colour[:, :, None, None] + amount * (tint * lightness[:, None] + 0.5 * second_tint * natural[:, 1:])
 
 
 def _coverage(draw: _Draws, labels: Tensor) -> Tensor:

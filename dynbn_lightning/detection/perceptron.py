@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from dynbn_lightning.detection.spectrum import SPECTRUM_COLUMNS, SPECTRUM_ROWS, log_amplitude_spectrum, pool_spectrum
+from dynbn_lightning.detection.features import corruption_features, num_features
 from dynbn_lightning.detection.standardize import Standardize
 from dynbn_lightning.errors import DetectorError
 
@@ -16,13 +16,10 @@ RANGE_TOLERANCE = 0.05
 
 
 class SpectrumPerceptron(nn.Module):
-    """Logits over rows from images: 8-bit pixels, pooled log-amplitude spectrum, standardisation, perceptron.
+    """Logits over rows from images: `corruption_features`, standardised, through a perceptron of three layers.
 
     That a classifier on the Fourier spectrum tells corruptions apart is from Rezaei and Norouzzadeh (2023), "Dynamic
     Batch Norm Statistics Update for Natural Robustness"; which features and which network is our choice.
-
-    Images are rounded to 8 bits first. It changes nothing in images as they are stored, and takes away what a
-    normalisation and its undoing leave in them, to which high frequencies are sensitive.
 
     Args:
         num_rows: How many classes there are, at least 2.
@@ -52,11 +49,11 @@ class SpectrumPerceptron(nn.Module):
         self.num_rows = num_rows
         self.image_size = image_size
         self.channels = channels
-        num_features = channels * min(SPECTRUM_ROWS, image_size) * min(SPECTRUM_COLUMNS, image_size // 2 + 1)
-        self.standardize = Standardize(num_features)
+        features = num_features(channels, image_size, image_size)
+        self.standardize = Standardize(features)
         self.layers = nn.Sequential(
             OrderedDict(
-                first=nn.Linear(num_features, hidden),
+                first=nn.Linear(features, hidden),
                 first_activation=nn.GELU(),
                 first_dropout=nn.Dropout(dropout),
                 second=nn.Linear(hidden, hidden),
@@ -66,12 +63,6 @@ class SpectrumPerceptron(nn.Module):
             )
         )
 
-    def features(self, images: Tensor) -> Tensor:
-        """What the perceptron sees of images before standardisation: shape (N, F), at least float32."""
-        pixels = images if images.dtype == torch.float64 else images.float()
-        pixels = pixels.mul(255).round().clamp(0, 255).div(255)
-        return pool_spectrum(log_amplitude_spectrum(pixels)).flatten(1)
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (N, num_rows), of images in [0, 1], shape (N, channels, image_size, image_size).
 
@@ -80,7 +71,7 @@ class SpectrumPerceptron(nn.Module):
                 on the CPU only: elsewhere it would wait for the device).
         """
         self._check(images)
-        features = self.standardize(self.features(images))
+        features = self.standardize(corruption_features(images))
         logits: Tensor = self.layers(features.to(self.layers[0].weight.dtype))
         return logits
 

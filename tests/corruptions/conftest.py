@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -39,7 +40,9 @@ def golden(reference: Path) -> dict[str, dict[str, Tensor]]:
     for preset, name in files.items():
         with np.load(reference / name) as arrays:
             images[preset] = {
-                key: torch.from_numpy(arrays[key]).movedim(-1, -3).contiguous() for key in arrays.files if key != "files"
+                key: torch.from_numpy(arrays[key]).movedim(-1, -3).contiguous()
+                for key in arrays.files
+                if key != "files"
             }
     return images
 
@@ -47,19 +50,5 @@ def golden(reference: Path) -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="session")
 def cifar_test_images(dynbn_data: Path) -> Tensor:
     """The 500 test images in order of number, (500, 3, 32, 32) uint8."""
-    from torchvision.io import decode_image
-
     files = sorted((dynbn_data / "cifar10" / "test").glob("*/*.png"), key=lambda file: int(file.stem))
-    return torch.stack([decode_image(str(file)) for file in files])
-
-
-def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth 8-bit pictures with edges, colours, black and white in them, (count, channels, height, width) uint8."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
-    waves = rng.uniform(2, 12, (count, channels, 2, 1, 1))
-    phases = rng.uniform(0, 6, (count, channels, 1, 1))
-    values = 0.5 + 0.45 * np.sin(waves[:, :, 0] * rows + waves[:, :, 1] * columns + phases)
-    values[:, :, : height // 4, : width // 3] = rng.integers(0, 2, (count, 1, 1, 1))
-    values += rng.normal(0, 0.03, values.shape) * (columns > 0.5)
-    return torch.from_numpy((np.clip(values, 0, 1) * 255).astype(np.uint8))
+    return torch.stack([torch.from_numpy(np.array(Image.open(file))).movedim(-1, 0) for file in files])

@@ -379,22 +379,10 @@ def test_bad_options_are_refused_at_once(options: dict[str, Any], error: type[Ex
         make_data(**options)
 
 
-def test_cifar_in_torchvisions_layout(tmp_path: Path) -> None:
-    import pickle
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        content = {"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 3]}
-        (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(number) for number in range(10)]}))
-    from torchvision.datasets import CIFAR10
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
-        data = CorruptionDataModule("cifar10", root=tmp_path, corruptions=("contrast",), severities=(1,), batch_size=4)
-        data.prepare_data()
-        assert len(data.train_images) == 20
-        assert len(run_test(data).images("test")) == 8
+def test_cifar_in_torchvisions_layout(cifar10_archive: Path) -> None:
+    data = CorruptionDataModule(
+        "cifar10", root=cifar10_archive, corruptions=("contrast",), severities=(1,), batch_size=4
+    )
+    data.prepare_data()
+    assert len(data.train_images) == 40
+    assert len(run_test(data).images("test")) == 2 * 8
