@@ -9,10 +9,11 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from dynbn_lightning.batchnorm import BNStatsBank
+from dynbn_lightning.corruptions import COMMON_CORRUPTIONS
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.evaluation import evaluate
-from dynbn_lightning.fitting import fit_classifier, fit_detector
-from dynbn_lightning.models import load_model
+from dynbn_lightning.fitting import bare_trainer, fit_classifier, fit_detector
+from dynbn_lightning.models import cifar_resnet8
 from dynbn_lightning.reporting import results_table, write_results
 
 
@@ -25,7 +26,7 @@ def demo(
         output: folder for weights, detector, bank and `results.json`.
         accelerator: of the Trainer.
         seed: of everything that is drawn.
-        short: few epochs and cells, to see that everything runs.
+        short: few epochs and corruptions, to see that everything runs.
         console: where to print.
 
     Returns:
@@ -34,23 +35,35 @@ def demo(
     console = console or Console()
     began = time.perf_counter()
     seed_everything(seed, verbose=False)
-    data = CorruptionDataModule("shapes", severities=(1, 3, 5), batch_size=200, seed=seed)
-    model = load_model("cifar_resnet8", pretrained=False, num_classes=10, normalization="none")
+
+    def shapes(batch_size: int) -> CorruptionDataModule:
+        return CorruptionDataModule(
+            "shapes",
+            normalization="half",
+            corruptions=COMMON_CORRUPTIONS[::4] if short else COMMON_CORRUPTIONS,
+            severities=(5,) if short else (1, 3, 5),
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     console.rule("1 of 4: a small ResNet on clean images")
-    fit_classifier(
-        model, data, epochs=1 if short else 10, output=output / "classifier.safetensors", accelerator=accelerator
+    model = fit_classifier(
+        cifar_resnet8(num_classes=10, width=8),
+        shapes(batch_size=64),
+        epochs=1 if short else 12,
+        output=output / "classifier.safetensors",
+        accelerator=accelerator,
     )
+    data = shapes(batch_size=200)
     console.rule("2 of 4: the detector, on the Fourier spectra of corrupted images")
     detector = fit_detector(data, epochs=1 if short else 10, output=output / "detector.ckpt", accelerator=accelerator)
     console.rule("3 of 4: the bank, a row of BatchNorm statistics per corruption")
-    bank = BNStatsBank.collect(model, data.row_loaders(images_per_row=500 if short else 2000))
+    device = bare_trainer(accelerator=accelerator).strategy.root_device
+    bank = BNStatsBank.collect(model.to(device), data.row_loaders(images_per_row=1000, device=device))
     bank.save(output / "bank.safetensors")
     console.rule("4 of 4: source, BN-1 and dynamic BN on the mixed stream")
-    if short:
-        data = CorruptionDataModule("shapes", severities=(5,), batch_size=200, seed=seed)
     results = evaluate(model, data, bank=bank, detector=detector, accelerator=accelerator)
-    results["protocol"] = {"model": "cifar_resnet8", **results["protocol"]}
+    results["protocol"]["model"] = "cifar_resnet8, width 8, trained by the demo"
     path = write_results(results, output)
     console.print(results_table(results))
     console.print(f"{time.perf_counter() - began:.0f} s. Weights, detector, bank and results.json: {output.resolve()}")

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from ..batchnorm import (
     MIXINGS,
@@ -22,6 +21,7 @@ from ..batchnorm import (
     patch_with_bank,
 )
 from ..errors import BankError, DataError, DetectorError, ImageError, RoutingError, did_you_mean
+from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
 from ..modules.detector import DetectorModule
 from .base import BatchNormCallback, images_of
@@ -73,7 +73,7 @@ class DynamicBNCallback(BatchNormCallback):
         self.normalization = None if normalization is None else Normalization.of(normalization)
         self.detector = None if routing == "oracle" else _open_detector(detector)
         self._columns = None if self.detector is None else _columns_in_bank(self.detector, self.bank)
-        self._accuracy = MeanMetric(nan_strategy="disable")
+        self._accuracy = Top1Accuracy()
         self._known: Normalization | None = None
         self._routing: Routing | None = None
         self._checked = False
@@ -126,7 +126,7 @@ class DynamicBNCallback(BatchNormCallback):
             )
         if self.detector is not None:
             self.detector.to(pl_module.device)
-        self._accuracy = MeanMetric(nan_strategy="disable").to(pl_module.device)
+        self._accuracy = Top1Accuracy().to(pl_module.device)
         self._checked = False
         patch, self._routing = patch_with_bank(model, self.bank, self.mixing)
         return patch
@@ -148,7 +148,7 @@ class DynamicBNCallback(BatchNormCallback):
         self._routing.set(detected if self.routing == "hard" else weights)
         if true_rows is not None:
             known = true_rows >= 0
-            self._accuracy.update((detected == true_rows).float(), weight=known.float())
+            self._accuracy.update(detected[known], true_rows[known])
 
     def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the detection accuracy, where the truth was known."""
