@@ -107,7 +107,9 @@ class Routing:
     def forward(self, name: str, layer: PatchedLayer, x: Tensor) -> Tensor:
         """The output of the layer called `name` under the present assignment."""
         if layer.training:
-            raise RoutingError(f"layer {name!r} is in training mode while it is routed: call model.eval() first")
+            raise RoutingError(
+                f"layer {name!r} is in training mode while it is routed: call model.eval(), or undo the patch first"
+            )
         copies, rest = (1, 0) if self._images is None else divmod(len(x), self._images)
         if rest or not copies:
             raise RoutingError(

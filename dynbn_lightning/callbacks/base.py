@@ -26,7 +26,8 @@ class BatchNormCallback(Callback, ABC):
 
     A method says how to patch, in `patch`, and what to do before each step, in `before_step`. The model is given back
     bit for bit at the end, when a step raises, and on an interrupt; should another callback's `on_exception` raise
-    before this one's is called, `undo()` does it, as does the next start. Validation inside `fit` is left alone.
+    before this one's is called, `undo()` does it, as does the next run, a fit too. Validation inside `fit` is left
+    alone.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,6 @@ class BatchNormCallback(Callback, ABC):
             self._patch = None
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.undo()  # what a run that ended without our on_exception left
         if trainer.state.fn != TrainerFn.FITTING:
             self._patch = self.patch(trainer, pl_module)
 
@@ -60,6 +60,10 @@ class BatchNormCallback(Callback, ABC):
     def _after(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._patch is not None:
             self.after_epoch(trainer, pl_module)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give back what a run that ended without our `on_exception` left patched, before a fit too."""
+        self.undo()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Patch."""

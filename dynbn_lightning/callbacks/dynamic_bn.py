@@ -144,6 +144,8 @@ class DynamicBNCallback(BatchNormCallback):
             self._routing.set(true_rows)
             return
         weights = self.assign(self._pixels(images))
+        if bool(weights.isnan().any()):
+            raise DetectorError("the detector gave NaN: its weights or the images of this batch hold NaN")
         detected = weights.argmax(dim=1)
         self._routing.set(detected if self.routing == "hard" else weights)
         if true_rows is not None:

@@ -33,7 +33,7 @@ class SpectrumPerceptron(nn.Module):
     """
 
     def __init__(
-        self, num_rows: int, image_size: int, channels: int = 3, hidden: int = 256, dropout: float = 0.2
+        self, num_rows: int, image_size: int, channels: int = 3, hidden: int = 256, dropout: float = 0.1
     ) -> None:
         super().__init__()
         for name, value, least in (

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
+from torchmetrics import MeanMetric
 
 from dynbn_lightning.metrics import CellAccuracy, Top1Accuracy, mean_over_corruptions
 from dynbn_lightning.modules.schedule import decay_groups, with_warmup_cosine
@@ -55,6 +56,7 @@ class ClassifierModule(LightningModule):
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
         self.warmup = warmup
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = Top1Accuracy()
         self.test_accuracy = Top1Accuracy()
         self.cell_accuracy = CellAccuracy()
@@ -76,15 +78,16 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         logits = self(images)
         self.val_accuracy.update(logits, labels)
-        loss = F.cross_entropy(logits.float(), labels)
-        self.log("val/loss", loss, batch_size=len(labels), add_dataloader_idx=False, sync_dist=True)
+        self.val_loss.update(F.cross_entropy(logits.float(), labels, reduction="none"))
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count anew."""
+        self.val_loss.reset()
         self.val_accuracy.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy over all validation batches."""
+        """Log loss and accuracy over all validation batches."""
+        self.log("val/loss", self.val_loss.compute(), sync_dist=True)
         self.log("val/acc", self.val_accuracy.compute(), prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from dynbn_lightning.corruptions.cells import CLEAN, Cell, check_corruption
@@ -78,9 +79,9 @@ class DetectorModule(LightningModule):
         image_size: int = 32,
         channels: int = 3,
         hidden: int = 256,
-        dropout: float = 0.2,
+        dropout: float = 0.1,
         learning_rate: float = 2e-3,
-        weight_decay: float = 0.05,
+        weight_decay: float = 0.5,
         label_smoothing: float = 0.0,
         warmup: float = 0.15,
     ) -> None:
@@ -94,6 +95,7 @@ class DetectorModule(LightningModule):
         self.label_smoothing = label_smoothing
         self.warmup = warmup
         self.confusion: Tensor | None = None
+        self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(len(rows), average="micro", validate_args=False)
         self.confusion_counts = MulticlassConfusionMatrix(len(rows), validate_args=False)
 
@@ -119,7 +121,7 @@ class DetectorModule(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count a batch."""
-        self._count(batch, "val")
+        self._count(batch)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count anew."""
@@ -131,7 +133,7 @@ class DetectorModule(LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count a batch."""
-        self._count(batch, "test")
+        self._count(batch)
 
     def on_test_epoch_start(self) -> None:
         """Begin to count anew."""
@@ -151,18 +153,20 @@ class DetectorModule(LightningModule):
         optimizer = AdamW(decay_groups(self.network, self.weight_decay), lr=self.learning_rate)
         return with_warmup_cosine(self, optimizer, self.warmup)
 
-    def _count(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+    def _count(self, batch: tuple[Tensor, Tensor]) -> None:
         images, rows = batch
         logits = self(images).float()
         self.accuracy.update(logits, rows)
         self.confusion_counts.update(logits, rows)
-        loss = F.cross_entropy(logits, rows)
-        self.log(f"{stage}/loss", loss, batch_size=len(rows), add_dataloader_idx=False, sync_dist=True)
+        self.loss.update(F.cross_entropy(logits, rows, reduction="none"))
 
     def _reset(self) -> None:
+        self.loss.reset()
         self.accuracy.reset()
         self.confusion_counts.reset()
 
     def _conclude(self, stage: str) -> None:
         self.confusion = self.confusion_counts.compute()
+        # At the end and not in the steps: one value over all dataloaders.
+        self.log(f"{stage}/loss", self.loss.compute(), sync_dist=True)
         self.log(f"{stage}/acc", self.accuracy.compute(), prog_bar=True, sync_dist=True)

@@ -274,6 +274,14 @@ def test_batch_statistics_policy_ignores_the_running_ones(model):
     torch.testing.assert_close(out, trained(images()), rtol=1e-5, atol=1e-5)
 
 
+def test_batch_statistics_refuse_training_mode(model):
+    with (
+        Patch(model, lambda name, layer: BatchStatisticsPolicy()),
+        pytest.raises(RoutingError, match=r"training mode.*undo the patch before training"),
+    ):
+        model.train()(images())
+
+
 # Copies
 
 
@@ -347,7 +355,7 @@ def test_training_mode_is_refused(model, bank):
     with routed(model, bank) as routing:
         routing.set("fog")
         model[3].train()
-        with pytest.raises(RoutingError, match=r"layer '3' is in training mode.*model.eval\(\)"):
+        with pytest.raises(RoutingError, match=r"layer '3' is in training mode.*model\.eval\(\), or undo"):
             model(images())
         routing.clear()
         with pytest.raises(RoutingError, match="training mode"):

@@ -62,6 +62,7 @@ def test_larger_batches_do_not_warn():
         bare_trainer(BatchStatsCallback()).test(UsersModule(make_model()), normalized_loader(13), verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start.*")
 def test_validation_inside_fit_is_left_alone():
     module = UsersModule(make_model())
     bare_trainer(BatchStatsCallback(), max_epochs=1).fit(module, normalized_loader(), normalized_loader())

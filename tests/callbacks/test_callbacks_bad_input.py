@@ -194,13 +194,14 @@ def test_images_that_are_no_pixels_after_undoing(callback, model, images):
         (DataLoader([(torch.zeros(3, 16), 0)] * 4, batch_size=4), r"Tensor of shape \(4, 3, 16\)"),
         (DataLoader(make_pixels(4), batch_size=4), "torch.uint8"),
         (DataLoader([{"pixels": torch.zeros(3, 16, 16)}] * 4, batch_size=4), "NoneType"),
-        ([(torch.zeros(0, 3, 16, 16), torch.zeros(0))], r"\(0, 3, 16, 16\)"),
-        ([("a", "b")], "str"),
+        (DataLoader([(torch.zeros(0, 3, 16, 16), torch.zeros(0))], batch_size=None), r"\(0, 3, 16, 16\)"),
+        (DataLoader([("a", "b")], batch_size=None), "str"),
     ],
     ids=["rank", "uint8", "dict", "empty", "text"],
 )
+@pytest.mark.filterwarnings("ignore:Total length of .* is zero")
 def test_batches_without_images(callback, model, loader, found):
-    refused(ImageError, rf"no images found in the batch \({found}.*images_of", callback, UsersModule(model), loader)
+    refused(ImageError, rf"no images found in the batch \(.*{found}.*images_of", callback, UsersModule(model), loader)
 
 
 def test_images_of_another_number_of_channels(callback, model):
@@ -222,7 +223,7 @@ def test_a_detector_that_gives_nan(bank, model):
 
     for routing in ("soft", "hard"):
         callback = DynamicBNCallback(bank, Broken(), routing, normalization=IMAGENET)
-        refused((RoutingError, DetectorError), "nan|NaN", callback, UsersModule(model))
+        refused(DetectorError, "the detector gave NaN", callback, UsersModule(model))
 
 
 def test_a_bank_from_a_damaged_file(bank, tmp_path):

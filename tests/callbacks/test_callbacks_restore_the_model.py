@@ -16,11 +16,13 @@ from callback_models import (
 )
 from lightning.pytorch import Callback
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dynbn_lightning import BatchStatsCallback, DynamicBNCallback
 from dynbn_lightning.batchnorm import PatchedLayer
 from dynbn_lightning.errors import ImageError, RoutingError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*batch of one image.*", "ignore:.*but have no `val_dataloader`.*")
 ENTRIES = ("test", "validate", "predict")
 
 
@@ -124,8 +126,9 @@ def test_after_a_loader_or_the_callback_itself_raises(module, method):
         bare_trainer(callback).test(module, batches(), verbose=False)
     watched.check()
     if method == "dynamic_bn":
+        bad = DataLoader([(torch.full((3, 16, 16), 50.0), 0)] * 2, batch_size=2)
         with pytest.raises(ImageError):
-            bare_trainer(callback).test(module, [(torch.full((2, 3, 16, 16), 50.0), torch.zeros(2))], verbose=False)
+            bare_trainer(callback).test(module, bad, verbose=False)
         watched.check()
 
 
@@ -212,7 +215,7 @@ def test_checkpoints_saved_meanwhile_are_those_of_the_plain_model(module, method
 def test_a_checkpoint_is_loaded_before_patching(module, tmp_path):
     """`Trainer.test(ckpt_path=...)`: the bank must fit the weights of the checkpoint, not those before."""
     callback = dynamic_bn(module.network)
-    trainer = bare_trainer(max_epochs=0)
+    trainer = bare_trainer(max_epochs=0, num_sanity_val_steps=0)
     trainer.fit(module, normalized_loader(), normalized_loader())
     trainer.save_checkpoint(tmp_path / "right.ckpt")
     watched = Watched(module.network.eval())

@@ -27,6 +27,7 @@ from dynbn_lightning import ClassifierModule, DetectorModule, DynamicBNCallback
 from dynbn_lightning.batchnorm import BNStatsBank, routed
 from dynbn_lightning.models.normalization import Normalization
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start.*", "ignore:.*have no `val_dataloader`.*")
 ENTRIES = ("test", "validate", "predict")
 
 

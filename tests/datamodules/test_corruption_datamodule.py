@@ -214,8 +214,9 @@ def test_validation_alone_shows_held_out_training_images_in_the_cells() -> None:
     assert {name for name, _ in seen} == {cell.name for cell in data.cells}
 
 
-def test_a_detector_is_tested_on_rows() -> None:
-    data = make_data()
+@pytest.mark.parametrize("stream", ["mixed", "sequential"])
+def test_a_detector_is_tested_on_rows(stream: Any) -> None:
+    data = make_data(stream=stream)
     detector = DetectorModule(rows=data.rows, image_size=32)
     results = trainer().test(detector, datamodule=data, verbose=False)
     assert detector.confusion is not None
@@ -269,8 +270,9 @@ def test_precision(precision: Any, dtype: torch.dtype) -> None:
         assert torch.equal(image, reference[key].to(dtype))
 
 
-def test_a_classifier_is_tested_cell_by_cell() -> None:
-    data = make_data(normalization="imagenet")
+@pytest.mark.parametrize("stream", ["mixed", "sequential"])
+def test_a_classifier_is_tested_cell_by_cell(stream: Any) -> None:
+    data = make_data(normalization="imagenet", stream=stream)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)).eval()
     module = ClassifierModule(model)
     logged = trainer().test(module, datamodule=data, verbose=False)[0]
@@ -279,6 +281,9 @@ def test_a_classifier_is_tested_cell_by_cell() -> None:
         images = torch.stack([seen[cell.name, index] for index in range(12)])
         expected = (model(images).argmax(1) == torch.arange(12) % 4).float().mean().item()
         assert logged[f"{cell.name}/acc"] == pytest.approx(expected, abs=1e-6)
+    validated = trainer().validate(module, datamodule=data, verbose=False)[0]
+    assert validated["val/loss"] > 0
+    assert 0 <= validated["val/acc"] <= 1
 
 
 class OneItem(Dataset[Any]):
