@@ -188,6 +188,11 @@ def test_images_that_are_no_pixels_after_undoing(callback, model, images):
     )
 
 
+def test_images_are_checked_in_every_run(callback, model):
+    bare_trainer(callback).test(UsersModule(model), normalized_loader(), verbose=False)
+    refused(ImageError, "not within", callback, UsersModule(model), labelled(make_pixels(4).float()))
+
+
 @pytest.mark.parametrize(
     ("loader", "found"),
     [

@@ -185,11 +185,11 @@ def test_detection_accuracy_leaves_out_images_whose_row_is_unknown(model, bank):
 def test_detection_accuracy_starts_anew_each_run_and_is_absent_without_truth(model, bank):
     callback = DynamicBNCallback(bank, FakeDetector())
     values = []
-    for _ in range(2):
-        trainer = bare_trainer(callback)
-        trainer.test(UsersModule(model), datamodule=make_data(), verbose=False)
+    for fresh, severities in ((callback, (1,)), (callback, (5,)), (DynamicBNCallback(bank, FakeDetector()), (5,))):
+        trainer = bare_trainer(fresh)
+        trainer.test(UsersModule(model), datamodule=make_data(severities=severities), verbose=False)
         values.append(trainer.callback_metrics["detection/acc"].item())
-    assert values[0] == values[1]
+    assert values[0] != values[1] == values[2]
     trainer = bare_trainer(callback)
     trainer.test(UsersModule(model), normalized_loader(), verbose=False)
     assert "detection/acc" not in trainer.callback_metrics
