@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dynbn_lightning.errors import DynBNError
+from dynbn_lightning.files import check_output_folder
 
 if TYPE_CHECKING:
     from dynbn_lightning.datamodules import CorruptionDataModule
@@ -34,12 +35,24 @@ def _numbers(text: str) -> list[int]:
         raise ArgumentTypeError(f"expected whole numbers with commas between them, got {text!r}") from error
 
 
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
 def _run_options(output: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(add_help=False)
     parser.add_argument(
         "--output", type=Path, required=output is None, default=output, metavar="DIR", help="folder to write to"
     )
-    parser.add_argument("--accelerator", default="auto", help="where to run: auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--accelerator", default="auto", choices=["auto", "cpu", "gpu", "cuda", "mps"], help="where to run"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="of all that is drawn: corruptions, splits, orders, weights"
     )
@@ -56,7 +69,7 @@ def _data_options() -> ArgumentParser:
         "in each",
     )
     group.add_argument("--root", type=Path, default="data", metavar="DIR", help="where cifar10 and cifar100 lie or go")
-    group.add_argument("--image-size", type=int, metavar="PX", help="resize and crop images to this size")
+    group.add_argument("--image-size", type=_positive, metavar="PX", help="resize and crop images to this size")
     group.add_argument(
         "--preset", default="auto", choices=["auto", "imagenet", "tiny_imagenet", "cifar"], help="severity constants"
     )
@@ -67,7 +80,7 @@ def _data_options() -> ArgumentParser:
     group.add_argument(
         "--row-per", default="corruption", choices=["corruption", "cell"], help="what detector and bank tell apart"
     )
-    group.add_argument("--batch-size", type=int, default=128, metavar="N", help="images per batch")
+    group.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images per batch")
     group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes")
     return parser
 
@@ -79,7 +92,7 @@ def _model_options() -> ArgumentParser:
         "--model", required=True, help="cifar_resnet20, timm:NAME, torchvision:NAME or hub:OWNER/REPO:NAME"
     )
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="local weights; the published ones if not given")
-    group.add_argument("--num-classes", type=int, metavar="N", help="where the checkpoint has others than usual")
+    group.add_argument("--num-classes", type=_positive, metavar="N", help="where the checkpoint has others than usual")
     group.add_argument(
         "--normalization",
         metavar="NAME",
@@ -128,7 +141,7 @@ def _build_parser() -> ArgumentParser:
         _run_options(),
         _data_options(),
     )
-    fit.add_argument("--epochs", type=int, default=10, metavar="N", help="passes over the training images")
+    fit.add_argument("--epochs", type=_positive, default=10, metavar="N", help="passes over the training images")
 
     bank = commands.add_parser("bank", help="`dynbn bank build`: measure a model's statistics under each corruption.")
     bank_commands = bank.add_subparsers(required=True, dest="action", metavar="build")
@@ -141,7 +154,9 @@ def _build_parser() -> ArgumentParser:
         _model_options(),
         _data_options(),
     )
-    build.add_argument("--images-per-row", type=int, default=2000, metavar="N", help="training images for each row")
+    build.add_argument(
+        "--images-per-row", type=_positive, default=2000, metavar="N", help="training images for each row"
+    )
 
     evaluate = add(
         commands,
@@ -225,10 +240,11 @@ def _bank_build(options: Namespace, console: Console) -> None:
 
 def _evaluate(options: Namespace, console: Console) -> None:
     from dynbn_lightning.batchnorm import BNStatsBank
-    from dynbn_lightning.evaluation import check_methods, evaluate
+    from dynbn_lightning.evaluation import check_methods, check_streams, evaluate
     from dynbn_lightning.reporting import results_table, write_results
 
     check_methods(options.methods, has_bank=options.bank is not None, has_detector=options.detector is not None)
+    check_streams(options.stream)
     model = _load(options)
     data = _datamodule(options, model.input_normalization)
     data.prepare_data()
@@ -258,13 +274,18 @@ def _demo(options: Namespace, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `dynbn` with command-line arguments; returns the exit status: 2 for input that cannot be used."""
+    """Run `dynbn` with command-line arguments; returns its status: 2 for input of no use, 130 when interrupted."""
     options = _build_parser().parse_args(arguments)
+    errors = Console(stderr=True, style="red", markup=False, soft_wrap=True)
     try:
+        check_output_folder(options.output)
         options.run(options, Console())
     except DynBNError as error:
-        Console(stderr=True).print(f"dynbn {options.command}: {error}", style="red", markup=False, soft_wrap=True)
+        errors.print(f"dynbn {options.command}: {error}")
         return 2
+    except KeyboardInterrupt:
+        errors.print(f"dynbn {options.command}: interrupted; what was not finished is not in {options.output}")
+        return 130
     return 0
 
 

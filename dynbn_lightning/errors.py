@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DynBNError(Exception):
@@ -42,8 +42,18 @@ class RoutingError(DynBNError, RuntimeError):
     """Routing asked for where it cannot be done: no assignment, a wrong batch size, a patched model."""
 
 
+class OutputError(DynBNError, OSError):
+    """A folder or file that cannot be written."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A phrase that suggests the nearest of the known names, or lists them all when none is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def first_few(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

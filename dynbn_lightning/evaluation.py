@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,15 @@ def check_methods(methods: Sequence[str], *, has_bank: bool, has_detector: bool)
         raise DataError(f"expected one or more different methods, got {list(methods)}")
 
 
+def check_streams(streams: Sequence[str]) -> None:
+    """Raise `DataError` unless these are one or more different streams."""
+    for stream in streams:
+        if stream not in STREAMS:
+            raise DataError(f"unknown stream {stream!r}: {did_you_mean(stream, STREAMS)}")
+    if len(set(streams)) != len(streams) or not streams:
+        raise DataError(f"expected one or more different streams, got {list(streams)}")
+
+
 def evaluate(
     model: nn.Module,
     data: CorruptionDataModule,
@@ -79,7 +89,7 @@ def evaluate(
 
     Args:
         model: the classifier; as it was afterwards.
-        data: its test images are shown in each of its cells and clean.
+        data: its test images are shown in each of its cells and clean; not changed, whatever its own stream.
         methods: names in `METHODS`.
         streams: `"mixed"`, `"sequential"` or both.
         bank: of this model, for the methods that look rows up.
@@ -96,30 +106,30 @@ def evaluate(
         DetectorError: for a detector of other rows than the bank's.
     """
     check_methods(methods, has_bank=bank is not None, has_detector=detector is not None)
-    for stream in streams:
-        if stream not in STREAMS:
-            raise DataError(f"unknown stream {stream!r}: {did_you_mean(stream, STREAMS)}")
+    check_streams(streams)
     if bank is not None:
         bank.check_model(model)
     for name in methods:
         METHODS[name].callbacks(bank, detector)  # refuses rows that don't fit before hours of work
     blocks: dict[str, Any] = {}
-    previous = data.stream
+    num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
+    device = next((parameter.device for parameter in model.parameters()), None)
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with quiet_lightning(), Progress(*columns, disable=not progress) as bar:
-            batches = -(-len(data.test_images) * len(data.cells) // data.batch_size)
+            batches = -(-num_images * len(data.cells) // data.batch_size)
             task = bar.add_task("evaluate", total=batches * len(methods) * len(streams))
             for stream in streams:
-                data.stream = stream  # type: ignore[assignment]
+                shown = copy.copy(data)
+                shown.stream = stream  # type: ignore[assignment]
                 blocks[stream] = {}
                 for name in methods:
                     bar.update(task, description=f"{name}, {stream}")
                     callbacks = [*METHODS[name].callbacks(bank, detector), _Advance(bar, task)]
-                    blocks[stream][name] = _test(model, data, callbacks, trainer_options)
+                    blocks[stream][name] = _test(model, shown, callbacks, trainer_options)
             bar.update(task, completed=batches * len(methods) * len(streams))
     finally:
-        data.stream = previous
+        model.to(device)  # Lightning leaves it on the CPU
     results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "protocol": protocol(model, data, streams, bank)}
     if len(streams) == 1:
         return {**results, "methods": blocks[streams[0]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynbn_lightning.datamodules import CorruptionDataModule
+from dynbn_lightning.errors import DataError
+from dynbn_lightning.files import whole_file
 from dynbn_lightning.modules import ClassifierModule, DetectorModule
 
 
@@ -41,20 +44,20 @@ def bare_trainer(**options: Any) -> Trainer:
         "logger": False,
         "enable_checkpointing": False,
         "enable_model_summary": False,
-        "inference_mode": True,
     }
     return Trainer(**{**defaults, **options})
 
 
 def _fit(module: LightningModule, data: CorruptionDataModule, epochs: int, **options: Any) -> None:
-    task = "detector" if isinstance(module, DetectorModule) else "classifier"
-    previous, data.task = data.task, task  # type: ignore[assignment]
+    if epochs < 1:
+        raise DataError(f"epochs={epochs!r}: expected at least 1")
+    data.prepare_data()
+    _ = data.train_images  # opened here, so that the caller's datamodule has them too
+    shown = copy.copy(data)
+    shown.task = "detector" if isinstance(module, DetectorModule) else "classifier"
     callbacks = [TQDMProgressBar(refresh_rate=10)] if options.get("enable_progress_bar", True) else []
-    try:
-        with quiet_lightning():
-            bare_trainer(max_epochs=epochs, callbacks=callbacks, **options).fit(module, datamodule=data)
-    finally:
-        data.task = previous
+    with quiet_lightning():
+        bare_trainer(max_epochs=epochs, callbacks=callbacks, **options).fit(module, datamodule=shown)
 
 
 def fit_detector(
@@ -67,13 +70,18 @@ def fit_detector(
         epochs: passes over the training images, each with fresh corruptions.
         output: file to save the checkpoint to.
         **trainer_options: for the Trainer.
+
+    Raises:
+        DataError: if `epochs` is not positive, or there are no square training images.
     """
-    image_size = data.train_images[0][0].shape[-1]
-    detector = DetectorModule(rows=data.rows, image_size=image_size)
+    channels, height, width = data.train_images[0][0].shape
+    if height != width:
+        raise DataError(f"the detector takes square images, these are {height} x {width}: pass image_size=")
+    detector = DetectorModule(rows=data.rows, image_size=height, channels=channels)
     _fit(detector, data, epochs, **trainer_options)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        detector.trainer.save_checkpoint(output, weights_only=True)
+        with whole_file(output) as temporary:
+            detector.trainer.save_checkpoint(temporary, weights_only=True)
     return detector
 
 
@@ -91,6 +99,6 @@ def fit_classifier(
     """
     _fit(ClassifierModule(model), data, epochs, **trainer_options)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, output)
+        with whole_file(output) as temporary:
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
     return model.eval()

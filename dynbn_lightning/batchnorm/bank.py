@@ -16,7 +16,7 @@ from dynbn_lightning.batchnorm.collecting import collect_statistics
 from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
-from dynbn_lightning.errors import BankError, DataError, did_you_mean
+from dynbn_lightning.errors import BankError, DataError, did_you_mean, first_few
 
 SOURCE_ROW = "clean"
 """The name of row 0, the source statistics: what the model came with."""
@@ -133,7 +133,7 @@ class BNStatsBank:
                 if name in self.layers and widths[name] != self.layers[name]
             ]
             return "; ".join(
-                f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                f"{what}: {first_few(names, 3)}"
                 for what, names in (
                     ("layers of the bank that the model lacks", missing),
                     ("layers of the model that the bank lacks", extra),

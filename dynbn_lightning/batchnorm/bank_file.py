@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dynbn_lightning.errors import BankError
+from dynbn_lightning.files import whole_file
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "dynbn_bank"
@@ -26,16 +25,8 @@ def write_bank_file(path: Path, mean: Tensor, var: Tensor, metadata: dict[str, A
     tables = {name: table.detach().cpu().float().clone().contiguous() for name, table in (("mean", mean), ("var", var))}
     described = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
     header = {_METADATA_KEY: described, "sha256": _checksum(tables["mean"], tables["var"], described)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         save_file(tables, temporary, metadata=header)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_bank_file(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -76,9 +67,3 @@ def _checksum(mean: Tensor, var: Tensor, described: str) -> str:
         digest.update(str(tuple(table.shape)).encode())
         digest.update(table.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -29,6 +29,8 @@ class MomentAccumulator:
 
     def add(self, count: int, mean: Tensor, var: Tensor) -> None:
         """Merge `count` values per channel with this mean and unbiased variance, both (C,)."""
+        if mean.device.type == "mps":  # has no float64
+            mean, var = mean.cpu(), var.cpu()
         mean, squares = mean.double(), var.double() * (count - 1)
         if self._mean is None or self._squares is None:
             self.count, self._mean, self._squares = count, mean, squares
@@ -88,6 +90,7 @@ def collect_statistics(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[s
 
     Raises:
         DataError: if there are no batches, one holds no image tensor, or images hold NaN.
+        RoutingError: if a batch gives a layer a single value per channel, which has no variance.
         UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones.
     """
     like = next((value for value in model.parameters() if value.is_floating_point()), None)

@@ -16,7 +16,7 @@ from dynbn_lightning.batchnorm.patched_layers import (
     PatchedLayer,
     PatchedSyncBatchNorm,
 )
-from dynbn_lightning.errors import RoutingError, UnsupportedModelError
+from dynbn_lightning.errors import RoutingError, UnsupportedModelError, first_few
 
 _PATCHED_CLASSES: dict[type[nn.Module], type[PatchedLayer]] = {
     nn.BatchNorm1d: PatchedBatchNorm1d,
@@ -90,8 +90,7 @@ def find_batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:
     if unsupported:
         raise UnsupportedModelError(
             "these layers normalise with running statistics in a way that cannot be routed: "
-            + "; ".join(unsupported[:5])
-            + (f"; and {len(unsupported) - 5} more" if len(unsupported) > 5 else "")
+            + first_few(unsupported)
             + ". Replace them with torch.nn.BatchNorm2d, or register a class of your own with batchnorm.register."
         )
     if not layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,13 @@ from dynbn_lightning.batchnorm.patching import Patch
 from dynbn_lightning.errors import RoutingError, did_you_mean
 
 _ROW_NUMBER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+Copies = Literal["adjacent", "stacked"]
+
+
+def _stack(table: Tensor, copies: int, dim: int) -> Tensor:
+    return torch.cat([table] * copies, dim)
 
 
 class Routing:
@@ -38,23 +46,30 @@ class Routing:
         self._rows = bank.rows
         self._statistics: tuple[Tensor, Tensor] | None = None
         self._images: int | None = None
+        self._copies: Copies | None = None
         bounds = [0]
         for width in bank.layers.values():
             bounds.append(bounds[-1] + width)
         self._channels = {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(bank.layers)}
 
-    def set(self, assignment: Tensor | str) -> None:
+    def set(self, assignment: Tensor | str, copies: Copies | None = None) -> None:
         """Assign rows to the images of the next forward passes.
 
         Args:
             assignment: row numbers (N,) of a whole-number dtype, one per image; or mixture weights (N, K) floating,
                 each row non-negative and summing to 1; or the name of one row for all images of any batch.
+            copies: where layers see each image several times, folded into the batch: `"adjacent"`, an image's copies
+                beside each other (time or crops, (N, T) flattened), or `"stacked"`, the whole batch again and again
+                (`torch.cat([x, x.flip(-1)])`). Without it a batch of another size than N is refused.
 
         A batch wholly on row 0 runs each layer's own forward. Finding that out costs one host synchronisation on CUDA.
 
         Raises:
             RoutingError: for wrong shapes, dtypes, row numbers, names, or weights that are no mixture.
         """
+        if copies is not None and copies not in get_args(Copies):
+            raise RoutingError(f"copies={copies!r}: expected 'adjacent', 'stacked' or None")
+        self._copies = copies
         if isinstance(assignment, str):
             if assignment not in self._rows:
                 raise RoutingError(f"the bank has no row {assignment!r}: {did_you_mean(assignment, self._rows)}")
@@ -111,17 +126,18 @@ class Routing:
                 f"layer {name!r} is in training mode while it is routed: call model.eval(), or undo the patch first"
             )
         copies, rest = (1, 0) if self._images is None else divmod(len(x), self._images)
-        if rest or not copies:
+        if rest or not copies or (copies > 1 and self._copies is None):
             raise RoutingError(
-                f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {self._images} images: "
-                "assign one row to each image of the batch before its forward"
+                f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {self._images} images: assign one "
+                "row to each image of the batch before its forward, or say with Routing.set(..., copies=) how the "
+                "images are repeated"
             )
         if self._statistics is None:
             return layer.own_forward(x)
         mean, var = (table[..., self._channels[name]] for table in self._statistics)
         if mean.dim() == 2 and copies > 1:
-            # Models that fold time or crops into the batch do so image by image, (N * T): an image's copies adjoin.
-            mean, var = (table.repeat_interleave(copies, 0) for table in (mean, var))
+            repeat = torch.Tensor.repeat_interleave if self._copies == "adjacent" else _stack
+            mean, var = repeat(mean, copies, 0), repeat(var, copies, 0)
         return layer.normalize(x, mean, var)
 
 

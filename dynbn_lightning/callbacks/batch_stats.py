@@ -6,7 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..batchnorm import BatchStatisticsPolicy, Patch
-from .base import BatchNormCallback
+from ..errors import ImageError
+from .base import BatchNormCallback, images_of
 
 
 class BatchStatsCallback(BatchNormCallback):
@@ -26,7 +27,12 @@ class BatchStatsCallback(BatchNormCallback):
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
         """Warn once about batches of one image."""
-        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if getattr(first, "shape", (2,))[:1] == (1,) and not self._warned:
+        if self._warned:
+            return
+        try:
+            single = len(images_of(batch)) == 1
+        except ImageError:
+            return  # batches of another form are no less normalised
+        if single:
             rank_zero_warn("BatchStatsCallback on a batch of one image: its statistics are those of that image alone")
             self._warned = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,11 +19,12 @@ from ..batchnorm import (
     canonical_name,
     patch_with_bank,
 )
-from ..errors import BankError, DataError, DetectorError, ImageError, RoutingError, did_you_mean
+from ..datamodules.batches import BatchInfo, batch_info_of, knows_cells
+from ..errors import BankError, DataError, ImageError, RoutingError, did_you_mean, first_few
 from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
-from ..modules.detector import DetectorModule
 from .base import BatchNormCallback, images_of
+from .frozen_detector import FrozenDetector
 
 RoutingMode = Literal["hard", "soft", "oracle"]
 
@@ -51,9 +51,9 @@ class DynamicBNCallback(BatchNormCallback):
     Raises:
         BankError: for a bank that is damaged or, when evaluation starts, of another model.
         DetectorError: for a missing detector, or one whose rows are not the bank's.
-        DataError: when evaluation starts, if model, bank and data were made for different normalisations.
+        DataError: at the first batch, if model, bank and data were made for different normalisations.
         ImageError: at the first batch, if the images are not pixels in [0, 1] under the known normalisation.
-        RoutingError: when evaluation starts, for oracle routing where nothing is known of the images.
+        RoutingError: at the first batch, for oracle routing where nothing is known of the images.
     """
 
     def __init__(
@@ -71,22 +71,17 @@ class DynamicBNCallback(BatchNormCallback):
         self.bank = bank if isinstance(bank, BNStatsBank) else BNStatsBank.load(bank)
         self.routing, self.mixing = routing, mixing
         self.normalization = None if normalization is None else Normalization.of(normalization)
-        self.detector = None if routing == "oracle" else _open_detector(detector)
-        self._columns = None if self.detector is None else _columns_in_bank(self.detector, self.bank)
+        self.detector = None if routing == "oracle" else FrozenDetector(detector, self.bank)
         self._accuracy = Top1Accuracy()
         self._known: Normalization | None = None
+        self._model_normalization: Normalization | None = None
         self._routing: Routing | None = None
-        self._checked = False
 
     def assign(self, images: Tensor) -> Tensor:
         """Weights over the bank's rows, (N, K), of pixels in [0, 1], (N, C, H, W): the policy, to override."""
         assert self.detector is not None
-        assert self._columns is not None
-        # Outside autocast and in float32: the detector's probabilities don't depend on the classifier's precision.
-        with torch.autocast(images.device.type, enabled=False):
-            probabilities: Tensor = self.detector(images).softmax(dim=1)
-        weights = probabilities.new_zeros(len(images), len(self.bank))
-        return weights.index_copy(1, self._columns.to(images.device), probabilities)
+        weights: Tensor = self.detector(images)
+        return weights
 
     def images_of(self, batch: Any) -> Tensor:
         """The images of a batch, for batches of an unusual form to override."""
@@ -99,35 +94,43 @@ class DynamicBNCallback(BatchNormCallback):
             BankError: if there is none, saying what differs.
             UnsupportedModelError: if `pl_module` has no BatchNorm layers.
         """
-        differences = {}
+        matches: dict[str, nn.Module] = {}
+        differences: dict[str, str] = {}
         modules: list[tuple[str, nn.Module]] = list(pl_module.named_modules())
         for name, module in modules:
-            if not _has_all(module, self.bank.layers):
+            if any(module in match.modules() for match in matches.values()) or not _has_all(module, self.bank.layers):
                 continue
             difference = self.bank.mismatch(module)
             if difference is None:
-                return module
-            differences[name] = difference
-        nearest = min(differences, key=lambda name: len(differences[name]), default=None)
-        raise BankError(
-            f"the bank fits no module of {type(pl_module).__name__}: "
-            + (self.bank.mismatch(pl_module) or "" if nearest is None else f"in {nearest!r}, {differences[nearest]}")
-            + ". Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
-        )
+                matches[name] = module
+            else:
+                differences[name] = difference
+        if len(matches) > 1:
+            raise BankError(
+                f"the bank fits several modules of {type(pl_module).__name__}, all with the same weights: "
+                f"{', '.join(map(repr, matches))}. Override DynamicBNCallback.find_model to say which one is tested."
+            )
+        if not matches:
+            nearest = min(differences, key=lambda name: len(differences[name]), default=None)
+            raise BankError(
+                f"the bank fits no module of {type(pl_module).__name__}: "
+                + (
+                    self.bank.mismatch(pl_module) or ""
+                    if nearest is None
+                    else f"in {nearest!r}, {differences[nearest]}"
+                )
+                + ". Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
+            )
+        return next(iter(matches.values()))
 
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
-        """Find the bank's model, check that model, bank and data agree, and patch."""
+        """Find the bank's model, check that it is the bank's, and patch it."""
         model = self.find_model(pl_module)
-        self._known = self._known_normalization(trainer, model)
-        if self.routing == "oracle" and not hasattr(getattr(trainer, "datamodule", None), "batch_info"):
-            raise RoutingError(
-                "oracle routing needs to know each image's corruption, which only a CorruptionDataModule tells: pass "
-                "datamodule=, or use routing='hard' or 'soft'"
-            )
         if self.detector is not None:
             self.detector.to(pl_module.device)
         self._accuracy = Top1Accuracy().to(pl_module.device)
-        self._checked = False
+        self._known = None
+        self._model_normalization = getattr(model, "input_normalization", None)
         patch, self._routing = patch_with_bank(model, self.bank, self.mixing)
         return patch
 
@@ -135,26 +138,26 @@ class DynamicBNCallback(BatchNormCallback):
         """Assign rows to the images of the batch."""
         assert self._routing is not None
         images = self.images_of(batch)
-        info = getattr(getattr(trainer, "datamodule", None), "batch_info", None)
-        true_rows = None if info is None else self._true_rows(info.names, images.device)
+        info = batch_info_of(trainer)
+        true_rows = None if info is None else [self._row_of(name) for name in info.names]
         if self.routing == "oracle":
-            if true_rows is None or bool((true_rows < 0).any()):
-                missing = sorted({name for name in info.names if self._row_of(name) < 0}) if info is not None else []
-                raise RoutingError(f"oracle routing: the bank has no row for {', '.join(missing) or 'this batch'}")
-            self._routing.set(true_rows)
+            self._routing.set(self._oracle_rows(true_rows, info).to(images.device))
             return
+        if self._known is None:
+            # At the first batch, for only then is it sure whether a datamodule provides this run's images.
+            datamodule = None if info is None else trainer.datamodule  # type: ignore[attr-defined]
+            self._known = self._known_normalization(datamodule)
+            self._check_pixels(images)
         weights = self.assign(self._pixels(images))
-        if bool(weights.isnan().any()):
-            raise DetectorError("the detector gave NaN: its weights or the images of this batch hold NaN")
         detected = weights.argmax(dim=1)
         self._routing.set(detected if self.routing == "hard" else weights)
         if true_rows is not None:
-            known = true_rows >= 0
-            self._accuracy.update(detected[known], true_rows[known])
+            known = [position for position, row in enumerate(true_rows) if row >= 0]
+            self._accuracy.update(detected[known], torch.tensor(true_rows, device=images.device)[known])
 
     def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the detection accuracy, where the truth was known."""
-        if self.detector is not None and hasattr(getattr(trainer, "datamodule", None), "batch_info"):
+        if self.detector is not None and knows_cells(trainer):
             accuracy = self._accuracy.compute()  # of all processes together, NaN where no image's row was known
             if not accuracy.isnan():
                 pl_module.log("detection/acc", accuracy, sync_dist=True)
@@ -164,13 +167,24 @@ class DynamicBNCallback(BatchNormCallback):
         super().undo()
         self._routing = None
 
-    def _known_normalization(self, trainer: Trainer, model: nn.Module) -> Normalization:
+    def _oracle_rows(self, true_rows: list[int] | None, info: BatchInfo | None) -> Tensor:
+        if true_rows is None or info is None:
+            raise RoutingError(
+                "oracle routing needs to know each image's corruption, which only a CorruptionDataModule tells: pass "
+                "datamodule=, or use routing='hard' or 'soft'"
+            )
+        missing = sorted({name for name, row in zip(info.names, true_rows, strict=True) if row < 0})
+        if missing:
+            raise RoutingError(f"oracle routing: the bank has no row for {first_few(missing)}")
+        return torch.tensor(true_rows)
+
+    def _known_normalization(self, datamodule: Any) -> Normalization:
         recorded = self.bank.provenance.get("normalization")
         known = {
             "the callback": self.normalization,
-            "the datamodule": getattr(getattr(trainer, "datamodule", None), "normalization", None),
+            "the datamodule": getattr(datamodule, "normalization", None),
             "the bank": None if recorded is None else _recorded_normalization(recorded),
-            "the model": getattr(model, "input_normalization", None),
+            "the model": self._model_normalization,
         }
         said = {who: value for who, value in known.items() if isinstance(value, Normalization)}
         if not said:
@@ -180,37 +194,35 @@ class DynamicBNCallback(BatchNormCallback):
             )
         (first, value), *others = said.items()
         for other, its_value in others:
-            if its_value != value:
+            if not value.agrees_with(its_value):
                 raise DataError(
                     f"{first} says the images are normalised by mean {value.mean} and std {value.std}, {other} by "
                     f"mean {its_value.mean} and std {its_value.std}: they must agree"
                 )
         return value
 
+    def _check_pixels(self, images: Tensor) -> None:
+        # Once per run: it waits for the device.
+        assert self._known is not None
+        low, high = self._known.undo(images).aminmax()
+        if not (low > -0.01 and high < 1.01):
+            raise ImageError(
+                f"after undoing the normalisation (mean {self._known.mean}, std {self._known.std}) the images "
+                f"range from {low:.3g} to {high:.3g}, not within [0, 1]: they were normalised in another way, "
+                "or hold NaN; pass the right normalization= to the datamodule or to DynamicBNCallback"
+            )
+
     def _pixels(self, images: Tensor) -> Tensor:
         assert self._known is not None
-        pixels = self._known.undo(images)
-        if not self._checked:
-            # Once per run: the check waits for the device.
-            low, high = pixels.aminmax()
-            if not (low > -0.01 and high < 1.01):
-                raise ImageError(
-                    f"after undoing the normalisation (mean {self._known.mean}, std {self._known.std}) the images "
-                    f"range from {low:.3g} to {high:.3g}, not within [0, 1]: they were normalised in another way, "
-                    "or hold NaN; pass the right normalization= to the datamodule or to DynamicBNCallback"
-                )
-            self._checked = True
-        # Images are 8-bit when they are normalised, so rounding gives the stored pixels back from any precision.
-        return (pixels * 255).round().clamp(0, 255) / 255
+        # Images are 8-bit when they are normalised, so rounding gives the stored pixels back: exactly from float32 and
+        # float16, and from bfloat16 but for the brightest pixels under a wide std.
+        return (self._known.undo(images) * 255).round().clamp(0, 255) / 255
 
     def _row_of(self, cell: str) -> int:
         for row in (cell, cell.partition("/")[0]):
             if row in self.bank.rows:
                 return self.bank.rows.index(row)
         return -1
-
-    def _true_rows(self, names: Sequence[str], device: torch.device) -> Tensor:
-        return torch.tensor([self._row_of(name) for name in names], device=device)
 
 
 def _recorded_normalization(recorded: Any) -> Normalization:
@@ -223,55 +235,3 @@ def _recorded_normalization(recorded: Any) -> Normalization:
 def _has_all(module: nn.Module, layers: Mapping[str, int]) -> bool:
     names = {canonical_name(name) for name, _ in module.named_modules()}
     return all(name in names for name in layers)
-
-
-def _open_detector(detector: nn.Module | str | Path | None) -> nn.Module:
-    if detector is None:
-        raise DetectorError("hard and soft routing need detector=: a DetectorModule or its checkpoint")
-    if isinstance(detector, (str, Path)):
-        if not Path(detector).is_file():
-            raise DetectorError(f"there is no detector checkpoint at {detector}: make one with `dynbn detector fit`")
-        detector = DetectorModule.load_from_checkpoint(str(detector), map_location="cpu", weights_only=True)
-    if not getattr(detector, "rows", None):
-        raise DetectorError(f"{type(detector).__name__} does not say which rows it knows: it needs an attribute `rows`")
-    return _Frozen(detector)
-
-
-class _Frozen(nn.Module):
-    """A copy of a detector for inference, so that the user's own keeps its device and mode."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.rows: tuple[str, ...] = tuple(detector.rows)  # type: ignore[arg-type]
-        self.detector = copy.deepcopy(detector).float().eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.detector(images)
-        if logits.shape != (len(images), len(self.rows)):
-            raise DetectorError(
-                f"{type(self.detector).__name__} says it knows {len(self.rows)} rows but gave logits of shape "
-                f"{tuple(logits.shape)} for {len(images)} images: expected ({len(images)}, {len(self.rows)})"
-            )
-        return logits.float()
-
-
-def _columns_in_bank(detector: nn.Module, bank: BNStatsBank) -> Tensor:
-    rows: tuple[str, ...] = detector.rows  # type: ignore[assignment]
-    if len(set(rows)) != len(rows):
-        raise DetectorError(f"the detector's rows must differ from each other, got {', '.join(rows)}")
-    unknown_to_bank = [row for row in rows if row not in bank.rows]
-    unknown_to_detector = [row for row in bank.rows if row not in rows]
-    if unknown_to_bank or unknown_to_detector:
-        raise DetectorError(
-            "detector and bank have different rows: "
-            + "; ".join(
-                f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                for what, names in (
-                    ("the bank lacks", unknown_to_bank),
-                    ("the detector doesn't know", unknown_to_detector),
-                )
-                if names
-            )
-            + ". Fit the detector and collect the bank with the same CorruptionDataModule rows."
-        )
-    return torch.tensor([bank.index(row) for row in rows])

@@ -88,6 +88,8 @@ def corrupt(
     check_severity(severity)
     pixels = _checked_pixels(images)
     seed_list = check_seeds(seeds, len(images), generator)
+    if images.device.type == "mps":  # has no float64, which some corruptions are computed in
+        return corrupt(images.cpu(), name, severity, preset, generator, seeds=seed_list, quantize=quantize).to("mps")
     known = PRESETS[resolve_preset(preset, images.shape[2], images.shape[3])]
     constants = known.constants(name, severity)
     if name in _DETERMINISTIC:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class BatchInfo:
     indices: tuple[int, ...]
     cells: Tensor
     names: tuple[str, ...]
+
+
+def batch_info_of(trainer: Any) -> BatchInfo | None:
+    """What is known of the images that a Trainer is processing; None where they come from no `CorruptionDataModule`."""
+    return getattr(getattr(trainer, "datamodule", None), "batch_info", None)
+
+
+def knows_cells(trainer: Any) -> bool:
+    """Whether a Trainer's datamodule tells cells; the same on every process, whatever images these have seen."""
+    return hasattr(getattr(trainer, "datamodule", None), "batch_info")
 
 
 def corrupt_pixels(

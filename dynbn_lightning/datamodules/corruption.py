@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset
 from ..errors import DataError, did_you_mean
 from ..models.normalization import Normalization
-from ..modules.detector import DetectorModule
 from .batches import BatchInfo, PixelBatch, corrupt_pixels, shift_and_flip
 from .images import PixelDataset
 from .row_loaders import RowBatches, RowLoaders
 from .seeds import hashed_random
-from .sources import Source, check_source, download, open_source
+from .sources import Source, check_source, open_source
 from .streams import STREAMS, Stream, make_loader, stream_pairs
 
 Task = Literal["detector", "classifier"]
@@ -36,13 +35,14 @@ class CorruptionDataModule(LightningDataModule):
       epoch; with `task="classifier"`: (normalised clean images, labels), shifted and mirrored at random.
     - `test` and `validate`: (normalised images, labels) of the chosen cells and clean, in the order of `stream`; test
       images for testing, held-out training images for stand-alone validation. `predict`: the test images alone.
-      A `DetectorModule` gets (pixels in [0, 1], row number) here too.
+      A detector (any LightningModule with `rows`) gets (pixels in [0, 1], row number) here too.
     - `row_loaders()`: the image batches that a bank is collected from.
 
     Corruption, quantisation to 8 bits and normalisation happen on the device, after the transfer. In testing and
     collecting, the pixels of an image depend on (seed, image number, cell) alone, in fitting on the epoch too: not on
-    batch size, workers, order or rank (CPU and CUDA may draw differently). While a batch is processed, `batch_info`
-    holds each image's number and cell. Detector and bank see training images only, tests see test images only.
+    batch size, workers, order or rank (the draws are the same on every device, rounding may differ). While a batch is
+    processed, `batch_info` holds each image's number and cell. Detector and bank see training images only, tests see
+    test images only.
 
     Args:
         source: `"shapes"` (embedded), `"cifar10"`, `"cifar100"` (downloaded to `root` if missing), a folder with
@@ -98,8 +98,16 @@ class CorruptionDataModule(LightningDataModule):
         ):
             if value not in known:
                 raise DataError(f"{name}={value!r}: {did_you_mean(str(value), known)}")
-        if batch_size < 1:
-            raise DataError(f"batch_size={batch_size!r} is not a positive number of images")
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("image_size", 1 if image_size is None else image_size, 1),
+        ):
+            if number < least:
+                raise DataError(f"{name}={number!r}: expected a whole number of at least {least}")
+        for name, values in (("corruptions", corruptions), ("severities", severities)):
+            if isinstance(values, str) or not values or len(set(values)) != len(values):
+                raise DataError(f"{name}={values!r}: expected one or more different ones")
         if not 0 < validation_fraction < 1:
             raise DataError(f"validation_fraction={validation_fraction!r} is not between 0 and 1")
         self.source, self.test, self.root = source, test, root
@@ -170,8 +178,16 @@ class CorruptionDataModule(LightningDataModule):
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Download a named torchvision data set that isn't there yet."""
-        download(self.source if isinstance(self.source, str) else None, self.root)
+        """Download a named torchvision data set that isn't there yet; on several processes, one does it."""
+        _ = self._source
+
+    def setup(self, stage: str) -> None:
+        """Forget what a run that was interrupted left."""
+        self.batch_info = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Forget the last batch."""
+        self.batch_info = None
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training images that are not held out."""
@@ -220,10 +236,18 @@ class CorruptionDataModule(LightningDataModule):
 
         Args:
             images_per_row: at most so many images for each row; the same ones for all rows.
-            batch_size: each batch is normalised by its own moments while a row is measured, so large ones are better.
+            batch_size: at most so many images at a time, spread evenly over the batches: each is normalised by its own
+                moments while a row is measured, so large ones are better and a small rest would be worst.
             device: where to corrupt.
+
+        Raises:
+            DataError: if there are no training images, or one of the numbers is not positive.
         """
+        if images_per_row < 1 or batch_size < 1:
+            raise DataError(f"images_per_row={images_per_row!r} and batch_size={batch_size!r} must be at least 1")
         indices = self._split[0][:images_per_row]
+        count = -(-len(indices) // batch_size)
+        batch_size = -(-len(indices) // count)
 
         def batches_of(row: str) -> Iterator[Tensor]:
             pairs = [(index, self._cell_of(row, index).code) for index in indices]
@@ -231,7 +255,6 @@ class CorruptionDataModule(LightningDataModule):
                 yield self._finish(batch._replace(pixels=batch.pixels.to(device)), epoch=-1)
             self.batch_info = None
 
-        count = -(-len(indices) // batch_size)
         batches = {row: RowBatches(lambda row=row: batches_of(row), count) for row in self.rows}  # type: ignore[misc]
         return RowLoaders(batches, self.provenance())
 
@@ -245,7 +268,7 @@ class CorruptionDataModule(LightningDataModule):
     ) -> DataLoader[Any] | list[DataLoader[Any]]:
         if form == "classifier" and self.trainer is not None:
             # A detector is tested on what it is trained on: pixels and rows.
-            form = "detector" if isinstance(self.trainer.lightning_module, DetectorModule) else form
+            form = "detector" if hasattr(self.trainer.lightning_module, "rows") else form
         loaders = [
             self._loader(images, [(indices[position], code) for position, code in pairs], split=split, form=form)
             for pairs in stream_pairs(len(indices), self.cells, self.stream, self.seed)
@@ -270,7 +293,7 @@ class CorruptionDataModule(LightningDataModule):
             if batch.split == "train":
                 pixels = shift_and_flip(clean.pixels, clean.indices, seed=self.seed, epoch=epoch)
                 clean = clean._replace(pixels=pixels)
-            return self._normalized(clean, epoch=-1), batch.labels
+            return self._normalized(clean), batch.labels
         if batch.form == "detector":
             epoch = epoch if batch.split == "train" else -1
             if batch.cells is None:
@@ -279,7 +302,7 @@ class CorruptionDataModule(LightningDataModule):
             pixels = self._corrupted(batch, epoch)
             rows = [self._row_of(Cell.from_code(code)) for code in batch.cells or ()]
             return pixels.float() / 255, torch.tensor(rows, device=pixels.device)
-        images = self._normalized(batch, epoch=-1)
+        images = self._normalized(batch)
         return images if batch.form == "predict" else (images, batch.labels)
 
     def _corrupted(self, batch: PixelBatch, epoch: int) -> Tensor:
@@ -293,5 +316,5 @@ class CorruptionDataModule(LightningDataModule):
             batch.pixels, codes, batch.indices, seed=self.seed, split=split, preset=self.preset, epoch=epoch
         )
 
-    def _normalized(self, batch: PixelBatch, epoch: int) -> Tensor:
-        return self.normalization.apply(self._corrupted(batch, epoch).float() / 255)
+    def _normalized(self, batch: PixelBatch) -> Tensor:
+        return self.normalization.apply(self._corrupted(batch, epoch=-1).float() / 255)

@@ -19,6 +19,8 @@ _CACHE_BYTES = 512 * 2**20
 class PixelDataset(Dataset[tuple[Tensor, int]]):
     """The images of another data set as uint8 tensors (C, H, W), decoded once and kept while they fit in 512 MB.
 
+    What the data set draws at random in its own transforms is therefore drawn once: leave augmentation out of it.
+
     Args:
         dataset: map-style, with items (image, label): a PIL image, a uint8 or [0, 1] floating tensor (C, H, W), or a
             uint8 array (H, W, C).
@@ -48,9 +50,9 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         try:
             image, label, *_ = self.dataset[index]
             pixels, number = self._resize(_to_pixels(image)), int(label)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise DataError(
-                f"item {index} of {type(self.dataset).__name__} is not an (image, label) pair: {error}"
+                f"item {index} of {type(self.dataset).__name__} cannot be used as an (image, label) pair: {error}"
             ) from error
         if self._cached_bytes + pixels.numel() <= _CACHE_BYTES:
             self._cache[index] = (pixels, number)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dynbn_lightning.errors import DataError, did_you_mean
+from ..errors import DataError, did_you_mean
 
 SHAPE_CLASSES: tuple[str, ...] = (
     "disk",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
-from ..errors import DataError, did_you_mean
+from ..errors import DataError, did_you_mean, first_few
 from .shapes import ShapesDataset
 
 NAMED_SOURCES: tuple[str, ...] = ("shapes", "cifar10", "cifar100")
@@ -48,10 +49,10 @@ def open_source(
         source: a name in `NAMED_SOURCES`, a folder with `train/` and `test/` (or `val/`) in the layout of
             torchvision's `ImageFolder`, or training images: a data set, or with `test` a folder of class folders.
         test: test images, a data set or a folder of class folders; None where `source` brings its own.
-        root: where torchvision's data sets lie.
+        root: where torchvision's data sets lie, or are downloaded to.
 
     Raises:
-        DataError: for missing folders, and for train and test folders of different classes.
+        DataError: for missing folders, failed downloads, and training and test images of different classes.
     """
     check_source(source, test)
     if isinstance(source, (str, Path)) and test is None:
@@ -62,37 +63,33 @@ def open_source(
             return Source(name, _cifar(name, root, train=True), _cifar(name, root, train=False))
         folder = Path(source)
         train_images, test_images = (_folder(_split_folder(folder, split)) for split in ("train", "test"))
-        if train_images.classes != test_images.classes:
-            odd = sorted(set(train_images.classes) ^ set(test_images.classes))
-            raise DataError(f"{folder} has other classes for training than for testing: {', '.join(odd[:5])}")
-        return Source(folder.name, train_images, test_images)
-    return Source(_name(source or test), _open_images(source), _open_images(test))
+        return _same_classes(Source(folder.name, train_images, test_images))
+    return _same_classes(Source(_name(source or test), _open_images(source), _open_images(test)))
 
 
-def download(source: str | Path | Dataset[Any] | None, root: str | Path) -> None:
-    """Fetch a named torchvision data set if it is not in `root` yet.
-
-    Raises:
-        DataError: if it is not there and cannot be fetched.
-    """
-    if source not in ("cifar10", "cifar100"):
-        return
-    try:
-        for train in (True, False):
-            (CIFAR10 if source == "cifar10" else CIFAR100)(str(root), train=train, download=True)
-    except (OSError, RuntimeError) as error:
+def _same_classes(source: Source) -> Source:
+    train, test = (getattr(images, "classes", None) for images in (source.train, source.test))
+    if train is not None and test is not None and list(train) != list(test):
+        odd = sorted(set(map(str, train)) ^ set(map(str, test)))
         raise DataError(
-            f"{source} is not in {str(Path(root).absolute())!r} and could not be downloaded ({error}): "
-            "pass root= with the folder that holds it, or a folder with train/ and test/ as source"
-        ) from error
+            f"{source.name} has other classes for training than for testing: "
+            + (first_few(odd) if odd else "the same ones in another order")
+        )
+    return source
 
 
 def _cifar(name: str, root: str | Path, train: bool) -> Dataset[Any]:
+    make: Callable[..., Dataset[Any]] = CIFAR10 if name == "cifar10" else CIFAR100
     try:
-        dataset: Dataset[Any] = (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), train=train)
-    except RuntimeError as error:
-        raise DataError(f"{name} is not in {str(Path(root).absolute())!r}: {error}") from error
-    return dataset
+        try:
+            return make(str(root), train=train)
+        except RuntimeError:  # not there, or not whole
+            return make(str(root), train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is not in {str(Path(root).absolute())!r} and could not be downloaded ({error}): "
+            "pass root= with the folder that holds it, or a folder with train/ and test/ as source"
+        ) from error
 
 
 def _split_folder(folder: Path, split: str) -> Path:

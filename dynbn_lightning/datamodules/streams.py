@@ -73,7 +73,8 @@ def make_loader(
         generator=None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed),
         collate_fn=partial(collate, split=split, form=form),
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        # Only where a loader is used again: the sequential stream has dozens, and each would keep its processes.
+        persistent_workers=num_workers > 0 and shuffle_seed is not None,
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -54,7 +54,7 @@ def load_model(
     """
     given = None if normalization is None else Normalization.of(normalization)
     if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        raise UnsupportedModelError(f"num_classes must be at least 1, got {num_classes}")
     source, colon, rest = name.partition(":")
     state = None if checkpoint is None else read_state_dict(checkpoint)
     published = pretrained and state is None

@@ -59,6 +59,14 @@ class Normalization:
         images = images.float()
         return images * self._channels(self.std, images) + self._channels(self.mean, images)
 
+    def agrees_with(self, other: Normalization) -> bool:
+        """Whether both do the same; one value for all channels is the same as that value for each."""
+        pairs = ((self.mean, other.mean), (self.std, other.std))
+        return all(
+            len(set(mine)) == len(set(its)) == 1 and mine[0] == its[0] if 1 in (len(mine), len(its)) else mine == its
+            for mine, its in pairs
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON; `Normalization(**d)` reads it back."""
         return {"mean": list(self.mean), "std": list(self.std)}

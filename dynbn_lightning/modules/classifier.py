@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torchmetrics import MeanMetric
 
+from dynbn_lightning.datamodules.batches import batch_info_of, knows_cells
 from dynbn_lightning.metrics import CellAccuracy, Top1Accuracy, mean_over_corruptions
 from dynbn_lightning.modules.schedule import decay_groups, with_warmup_cosine
 
@@ -95,9 +96,9 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         logits = self(images)
         self.test_accuracy.update(logits, labels)
-        cells = getattr(self._batch_info(), "cells", None)
-        if cells is not None:
-            self.cell_accuracy.update(logits, labels, cells)
+        info = batch_info_of(self.trainer)
+        if info is not None:
+            self.cell_accuracy.update(logits, labels, info.cells)
 
     def on_test_epoch_start(self) -> None:
         """Begin to count anew."""
@@ -108,7 +109,8 @@ class ClassifierModule(LightningModule):
         """Log the accuracy over all test batches, of each cell and over the cells."""
         # Here and not in the step: one value over all dataloaders, and what is logged stays readable afterwards.
         self.log("test/acc", self.test_accuracy.compute(), prog_bar=True, sync_dist=True)
-        if not self._knows_cells():
+        # Among several processes, what this one has counted cannot decide: all take part when counts are summed.
+        if not (knows_cells(self.trainer) and (self.cell_accuracy.update_called or self.trainer.world_size > 1)):
             return
         accuracies = self.cell_accuracy.compute()
         self.log_dict({f"{name}/acc": accuracy for name, accuracy in accuracies.items()}, sync_dist=True)
@@ -131,12 +133,3 @@ class ClassifierModule(LightningModule):
             nesterov=self.momentum > 0,
         )
         return with_warmup_cosine(self, optimizer, self.warmup)
-
-    def _knows_cells(self) -> bool:
-        # Every process must give the same answer, since all of them take part when the counts are summed: among
-        # several, what this one has counted cannot decide.
-        known = hasattr(getattr(self.trainer, "datamodule", None), "batch_info")
-        return known and (self.cell_accuracy.update_called or self.trainer.world_size > 1)
-
-    def _batch_info(self) -> Any:
-        return getattr(getattr(self.trainer, "datamodule", None), "batch_info", None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from dynbn_lightning.errors import DataError
+from dynbn_lightning.files import whole_file
 
 SCHEMA_VERSION = 1
 
@@ -23,18 +22,10 @@ def write_results(results: dict[str, Any], output: Path) -> Path:
     "mean": a}}}` with accuracies from 0 to 1 and `mean` over the cells; a run with several streams has
     `"streams": {stream: {"methods": {...}}}` in place of `"methods"`.
     """
-    output.mkdir(parents=True, exist_ok=True)
     path = output / "results.json"
-    handle, temporary = tempfile.mkstemp(prefix=".results.", suffix=".part", dir=output)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(results, file, indent=1)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary, temporary.open("w") as file:
+        json.dump(results, file, indent=1)
+        file.write("\n")
     return path
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dynbn_lightning import files
 from dynbn_lightning.batchnorm import BNStatsBank, bank_file
 from dynbn_lightning.errors import BankError
 
@@ -94,7 +95,7 @@ def test_saving_makes_folders_and_replaces_what_is_there(bank, tmp_path):
     bank.save(tmp_path / "another" / "one")
     assert [entry.name for entry in path.parent.iterdir()] == ["bank.safetensors"]
     if os.name == "posix":
-        assert path.stat().st_mode & 0o777 == 0o666 & ~bank_file._umask()
+        assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -111,7 +112,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(bank, path, monkeypatch,
     if step == "save_file":
         monkeypatch.setattr(bank_file, "save_file", fail)
     else:
-        monkeypatch.setattr(bank_file.os, "replace", fail)
+        monkeypatch.setattr(files.Path, "replace", fail)
     with pytest.raises(type(error)):
         BNStatsBank(bank.rows, bank.layers, bank.mean + 1, bank.var).save(path)
     assert path.read_bytes() == old

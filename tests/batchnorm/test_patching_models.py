@@ -125,17 +125,23 @@ def test_a_name_means_one_row_for_batches_of_any_size(model, bank):
     assert torch.equal(own, model(images()))
 
 
-def test_images_times_frames_share_their_images_row():
+@pytest.mark.parametrize(("copies", "spelled_out"), [("adjacent", [1, 1, 0, 0, 2, 2]), ("stacked", [1, 0, 2, 1, 0, 2])])
+def test_repeated_images_share_their_images_row_as_it_is_said(copies, spelled_out):
     model = nn.Sequential(nn.BatchNorm2d(3)).eval()
     bank = make_bank(model, ROWS, torch.Generator().manual_seed(0))
-    frames = images(6)  # 3 images of 2 frames each, an image's frames side by side
+    repeated = images(6)
     with routed(model, bank) as routing:
+        routing.set(torch.tensor([1, 0, 2]), copies=copies)
+        folded = model(repeated)
+        routing.set(torch.eye(4)[[1, 0, 2]], copies=copies)
+        assert torch.equal(folded, model(repeated))
+        routing.set(torch.tensor(spelled_out))
+        assert torch.equal(folded, model(repeated))
         routing.set(torch.tensor([1, 0, 2]))
-        folded = model(frames)
-        routing.set(torch.tensor([1, 1, 0, 0, 2, 2]))
-        assert torch.equal(folded, model(frames))
-        routing.set(torch.eye(4)[[1, 0, 2]])
-        assert torch.equal(folded, model(frames))
+        with pytest.raises(RoutingError, match=r"batch of 6 .* 3 images.*copies="):
+            model(repeated)
+        with pytest.raises(RoutingError, match="'adjacent', 'stacked'"):
+            routing.set(torch.tensor([1, 0, 2]), copies="beside")
 
 
 @pytest.mark.parametrize("rows", [[1, 2, 0, 3], [1, 1, 1, 1], [0, 0, 0, 0]], ids=["mixed", "one row", "source"])

@@ -61,7 +61,7 @@ def test_a_bank_of_a_lone_layer():
 
 def test_many_are_counted():
     model = nn.Sequential(*(OwnBatchNorm(4) for _ in range(8)))
-    with pytest.raises(UnsupportedModelError, match=r"0 \(.*; 4 \(.*; and 3 more"):
+    with pytest.raises(UnsupportedModelError, match=r"0 \(.*, 4 \(.* and 3 more"):
         find_batchnorm_layers(model)
 
 

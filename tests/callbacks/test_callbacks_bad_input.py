@@ -1,5 +1,7 @@
 """Misuse of DynamicBNCallback: early, named, and the model as it was."""
 
+import copy
+
 import pytest
 import torch
 from callback_models import (
@@ -245,3 +247,33 @@ def test_a_bank_without_rows_for_the_model_is_no_silent_success(model):
     shuffled = BNStatsBank(rows=bank.rows, layers={"1": 8, "4": 6}, mean=bank.mean, var=bank.var)
     callback = DynamicBNCallback(shuffled, FakeDetector(), normalization=IMAGENET)
     refused(BankError, "layers of another width", callback, UsersModule(model))
+
+
+def test_two_modules_of_equal_weights_are_named(callback, model):
+    module = UsersModule(model)
+    module.ema = copy.deepcopy(model)
+    refused(BankError, r"several modules.*'model', 'ema'.*find_model", callback, module)
+
+
+@pytest.mark.parametrize("content", ["classifier", "pickle", "text"])
+def test_a_file_that_is_no_detector(bank, model, tmp_path, content):
+    path = tmp_path / "detector.ckpt"
+    if content == "classifier":
+        torch.save({"state_dict": model.state_dict()}, path)
+    elif content == "pickle":
+        torch.save(model, path)
+    else:
+        path.write_text("no checkpoint")
+    with pytest.raises(DetectorError, match=r"detector\.ckpt is no checkpoint of a DetectorModule"):
+        DynamicBNCallback(bank, path)
+
+
+def test_a_datamodule_left_over_from_an_earlier_run_says_nothing_of_other_images(model):
+    module, trainer = UsersModule(model), bare_trainer()
+    trainer.test(module, datamodule=make_data(normalization="half"), verbose=False)
+    bank = make_bank(model)
+    trainer.callbacks.append(DynamicBNCallback(bank, FakeDetector(), normalization="imagenet"))
+    trainer.test(module, dataloaders=normalized_loader(), verbose=False)
+    trainer.callbacks[-1] = DynamicBNCallback(bank, routing="oracle")
+    with pytest.raises(RoutingError, match="only a CorruptionDataModule tells"):
+        trainer.test(module, dataloaders=normalized_loader(), verbose=False)

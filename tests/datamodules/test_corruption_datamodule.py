@@ -221,7 +221,7 @@ def test_a_detector_is_tested_on_rows(stream: Any) -> None:
     results = trainer().test(detector, datamodule=data, verbose=False)
     assert detector.confusion is not None
     assert detector.confusion.sum(1).tolist() == [12, 24, 24, 24]
-    assert 0 <= results[0]["test/acc"] <= 1
+    assert results[0]["test/acc"] == pytest.approx(detector.confusion.trace().item() / 84)
 
 
 def test_row_loaders() -> None:
@@ -229,7 +229,7 @@ def test_row_loaders() -> None:
     assert data.rows[:3] == ("clean", "gaussian_noise/1", "gaussian_noise/5")
     loaders = data.row_loaders(images_per_row=20, batch_size=16)
     assert tuple(loaders) == data.rows
-    assert [len(batch) for batch in loaders["contrast/5"]] == [16, 4]
+    assert [len(batch) for batch in loaders["contrast/5"]] == [10, 10], "spread evenly, no small rest"
     assert len(loaders["contrast/5"]) == 2
     first, second = (torch.cat(list(loaders["gaussian_noise/5"])) for _ in range(2))
     assert torch.equal(first, second), "every pass gives the same images"
@@ -281,9 +281,14 @@ def test_a_classifier_is_tested_cell_by_cell(stream: Any) -> None:
         images = torch.stack([seen[cell.name, index] for index in range(12)])
         expected = (model(images).argmax(1) == torch.arange(12) % 4).float().mean().item()
         assert logged[f"{cell.name}/acc"] == pytest.approx(expected, abs=1e-6)
+    recorder = Recorder()
+    trainer().validate(recorder, datamodule=data, verbose=False)
+    with torch.no_grad():
+        logits = torch.cat([model(x) for (x, _), *_ in recorder.batches])
+    labels = torch.cat([y for (_, y), *_ in recorder.batches])
     validated = trainer().validate(module, datamodule=data, verbose=False)[0]
-    assert validated["val/loss"] > 0
-    assert 0 <= validated["val/acc"] <= 1
+    assert validated["val/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert validated["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
 class OneItem(Dataset[Any]):
@@ -358,8 +363,9 @@ def test_missing_and_wrong_folders(tmp_path: Path) -> None:
     data = CorruptionDataModule(tmp_path / "set")
     with pytest.raises(DataError, match=r"other classes.*cat, cow"):
         _ = data.test_images
-    with pytest.raises(DataError, match=r"cifar10 is not in .*nowhere"):
-        _ = CorruptionDataModule("cifar10", root=tmp_path / "nowhere").train_images
+    twice = CorruptionDataModule(tmp_path / "set" / "train", test=tmp_path / "set" / "val")
+    with pytest.raises(DataError, match=r"other classes.*cat, cow"):
+        _ = twice.test_images
     with pytest.raises(DataError, match="no training images"):
         _ = CorruptionDataModule(None, test=random_images(4, 0)).train_images
 
@@ -376,12 +382,75 @@ def test_missing_and_wrong_folders(tmp_path: Path) -> None:
         ({"task": "detect"}, DataError, "did you mean 'detector'"),
         ({"row_per": "cells"}, DataError, "did you mean 'cell'"),
         ({"batch_size": 0}, DataError, "batch_size=0"),
+        ({"num_workers": -1}, DataError, "num_workers=-1"),
+        ({"image_size": 0}, DataError, "image_size=0"),
+        ({"severities": (5, 5)}, DataError, "different"),
+        ({"severities": ()}, DataError, "one or more"),
+        ({"corruptions": ("fog", "fog")}, DataError, "different"),
+        ({"corruptions": "fog"}, DataError, "one or more different ones"),
         ({"validation_fraction": 1.0}, DataError, "validation_fraction"),
     ],
 )
 def test_bad_options_are_refused_at_once(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make_data(**options)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_downloaded_when_it_is_missing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def no_network(self: Any) -> None:
+        asked.append((type(self).__name__, str(self.root)))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", no_network)
+    data = CorruptionDataModule(name, root=tmp_path / "nowhere")
+    for use in (data.prepare_data, data.row_loaders, data.test_dataloader):
+        with pytest.raises(DataError, match=rf"{name} is not in .*nowhere.*no route to host.*root="):
+            use()
+    assert asked == [(name.upper(), str(tmp_path / "nowhere"))] * 3
+
+
+def test_a_broken_image_file_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    (tmp_path / "set" / "train" / "cat" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="item 3 of ImageFolder"):
+        CorruptionDataModule(tmp_path / "set").train_images[3]
+
+
+def test_what_is_known_of_images_is_forgotten_when_a_run_fails_or_another_begins() -> None:
+    class Fails(Recorder):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            raise RuntimeError("broken step")
+
+    data, again = make_data(), trainer()
+    with pytest.raises(RuntimeError, match="broken step"):
+        again.test(Fails(), datamodule=data, verbose=False)
+    assert data.batch_info is None
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    images = torch.utils.data.DataLoader(TensorDataset(torch.rand(8, 3, 32, 32), torch.zeros(8).long()), batch_size=8)
+    logged = again.test(ClassifierModule(model), dataloaders=images, verbose=False)[0]
+    assert set(logged) == {"test/acc"}, "nothing is known of these images' cells"
+
+
+def test_worker_processes_end_with_their_cell() -> None:
+    import multiprocessing
+
+    alive: list[int] = []
+
+    class Counts(Recorder):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            alive.append(len(multiprocessing.active_children()))
+
+    trainer().test(Counts(), datamodule=make_data(stream="sequential", num_workers=1), verbose=False)
+    assert max(alive) <= 2
+
+
+def test_row_loaders_refuse_numbers_that_are_not_positive() -> None:
+    for options in ({"images_per_row": 0}, {"images_per_row": -5}, {"batch_size": 0}):
+        with pytest.raises(DataError, match="at least 1"):
+            make_data().row_loaders(**options)
 
 
 def test_cifar_in_torchvisions_layout(cifar10_archive: Path) -> None:
