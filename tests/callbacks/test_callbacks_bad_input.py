@@ -252,7 +252,7 @@ def test_a_bank_without_rows_for_the_model_is_no_silent_success(model):
 def test_two_modules_of_equal_weights_are_named(callback, model):
     module = UsersModule(model)
     module.ema = copy.deepcopy(model)
-    refused(BankError, r"several modules.*'model', 'ema'.*find_model", callback, module)
+    refused(BankError, r"several modules.*'network', 'ema'.*find_model", callback, module)
 
 
 @pytest.mark.parametrize("content", ["classifier", "pickle", "text"])
