@@ -99,6 +99,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
             detector=detector,
             progress=progress,
         )
+        console.print(f"seed {seed}, severities {', '.join(map(str, chosen))}: evaluated")
         streams |= {name + suffix: block for name, block in results["streams"].items()}
         if not suffix:
             outline = results

@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from torch import nn
 
 import dynbn_lightning
@@ -24,6 +24,7 @@ from dynbn_lightning.errors import DataError, did_you_mean
 from dynbn_lightning.fitting import bare_trainer, quiet_lightning
 from dynbn_lightning.metrics import mean_over_corruptions
 from dynbn_lightning.modules import ClassifierModule
+from dynbn_lightning.progress import progress_bar
 from dynbn_lightning.reporting.results import SCHEMA_VERSION
 
 
@@ -114,9 +115,8 @@ def evaluate(
     blocks: dict[str, Any] = {}
     num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
     device = next((parameter.device for parameter in model.parameters()), None)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with quiet_lightning(), Progress(*columns, disable=not progress) as bar:
+        with quiet_lightning(), progress_bar(shown=progress) as bar:
             batches = -(-num_images * len(data.cells) // data.batch_size)
             task = bar.add_task("evaluate", total=batches * len(methods) * len(streams))
             for stream in streams:

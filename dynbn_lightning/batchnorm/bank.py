@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank_file import read_bank_file, write_bank_file
@@ -17,6 +16,7 @@ from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerpr
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
 from dynbn_lightning.errors import BankError, DataError, did_you_mean, first_few
+from dynbn_lightning.progress import progress_bar
 
 SOURCE_ROW = "clean"
 """The name of row 0, the source statistics: what the model came with."""
@@ -82,8 +82,7 @@ class BNStatsBank:
             raise BankError("no rows to measure: `loaders` needs an entry besides 'clean', such as 'fog'")
         statistics = {SOURCE_ROW: {name: source_statistics(layer) for name, layer in layers.items()}}
         image_counts: dict[str, int] = {}
-        columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not progress) as bar:
+        with progress_bar(shown=progress) as bar:
             task = bar.add_task("BatchNorm statistics", total=len(rows))
             for row in rows:
                 bar.update(task, description=f"BatchNorm statistics of {row}")
