@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import pickle
 import re
@@ -187,3 +188,10 @@ def _neighbour(path: Path) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_published_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is what its name says: published weights end in the first eight digits of their SHA-256."""
+    path = Path(path).expanduser()
+    named = re.fullmatch(r".+-([0-9a-f]{8})", path.stem)
+    return named is not None and hashlib.sha256(path.read_bytes()).hexdigest().startswith(named[1])

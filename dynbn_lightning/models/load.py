@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.errors import CheckpointError, UnsupportedModelError, did_you_mean
-from dynbn_lightning.models.checkpoint import fit_names, load_weights, read_state_dict
+from dynbn_lightning.models.checkpoint import fit_names, is_published_file, load_weights, read_state_dict
 from dynbn_lightning.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
 from dynbn_lightning.models.normalization import NORMALIZATIONS, Normalization
 
@@ -39,8 +39,9 @@ def load_model(
             See `read_state_dict` for the layouts it may have.
         num_classes: number of logits; by default the checkpoint's (CIFAR ResNets) or the architecture's own.
         normalization: of the input, where it is not the one that is known of the model: for timm and torchvision that
-            of the published weights, for CIFAR ResNets `"imagenet"`, which the public CIFAR-10 checkpoints take. A
-            name in `NORMALIZATIONS`, (mean, std) or a `Normalization`; `"none"` for pixels in [0, 1].
+            of the published weights, for CIFAR ResNets `"imagenet"`, which the public CIFAR-10 checkpoints take (a
+            file that isn't one of these gets a warning). A name in `NORMALIZATIONS`, (mean, std) or a
+            `Normalization`; `"none"` for pixels in [0, 1].
         pretrained: without a checkpoint, whether to load the published weights. `False` leaves the weights random.
 
     Returns:
@@ -60,6 +61,8 @@ def load_model(
     published = pretrained and state is None
     if not colon and name in CIFAR_RESNETS:
         model, known = _cifar(name, state, num_classes, published)
+        if checkpoint is not None and not is_published_file(checkpoint):
+            known = None
     elif colon and rest and source in _SOURCES:
         model, known = _SOURCES[source](rest, num_classes, published)
     else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import warnings
 
@@ -290,3 +291,23 @@ def test_hub_errors_help(monkeypatch):
     FakeHub(monkeypatch, result=nn.Identity)
     with pytest.raises(UnsupportedModelError, match="gave a type"):
         load_model("hub:owner/repo:net", normalization="imagenet")
+
+
+def test_a_normalization_that_is_a_guess_is_warned_of(tmp_path):
+    path = tmp_path / "resnet8-12345678.th"
+    torch.save(cifar_resnet8(width=4).state_dict(), path)
+    with pytest.warns(UserWarning, match="taken to be 'imagenet'"):
+        load_model("cifar_resnet8", path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model("cifar_resnet8", path, normalization="cifar10")
+        published = tmp_path / f"resnet8-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.th"
+        published.write_bytes(path.read_bytes())
+        load_model("cifar_resnet8", published)
+
+
+def test_the_public_checkpoints_are_known(dynbn_data):
+    (path,) = (dynbn_data / "weights").glob("resnet20-*.th")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_model("cifar_resnet20", path).input_normalization == Normalization.of("imagenet")
