@@ -225,12 +225,12 @@ def _detector_fit(options: Namespace, console: Console) -> None:
 
 def _bank_build(options: Namespace, console: Console) -> None:
     from dynbn_lightning.batchnorm import BNStatsBank
-    from dynbn_lightning.fitting import bare_trainer
+    from dynbn_lightning.fitting import device_of
 
     model = _load(options)
     data = _datamodule(options, model.input_normalization)
     data.prepare_data()
-    device = bare_trainer(accelerator=options.accelerator).strategy.root_device
+    device = device_of(options.accelerator)
     loaders = data.row_loaders(images_per_row=options.images_per_row, device=device)
     bank = BNStatsBank.collect(model.to(device), loaders)
     path = options.output / "bank.safetensors"

@@ -12,7 +12,7 @@ from dynbn_lightning.batchnorm import BNStatsBank
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.evaluation import evaluate
-from dynbn_lightning.fitting import bare_trainer, fit_classifier, fit_detector
+from dynbn_lightning.fitting import device_of, fit_classifier, fit_detector
 from dynbn_lightning.models import cifar_resnet8
 from dynbn_lightning.reporting import results_table, write_results
 
@@ -58,7 +58,7 @@ def demo(
     console.rule("2 of 4: the detector, on the Fourier spectra of corrupted images")
     detector = fit_detector(data, epochs=1 if short else 10, output=output / "detector.ckpt", accelerator=accelerator)
     console.rule("3 of 4: the bank, a row of BatchNorm statistics per corruption")
-    device = bare_trainer(accelerator=accelerator).strategy.root_device
+    device = device_of(accelerator)
     bank = BNStatsBank.collect(model.to(device), data.row_loaders(images_per_row=1000, device=device))
     bank.save(output / "bank.safetensors")
     console.rule("4 of 4: source, BN-1 and dynamic BN on the mixed stream")

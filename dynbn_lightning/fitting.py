@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from safetensors.torch import save_file
@@ -46,6 +47,12 @@ def bare_trainer(**options: Any) -> Trainer:
         "enable_model_summary": False,
     }
     return Trainer(**{**defaults, **options})
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that a Trainer with this accelerator runs on."""
+    with quiet_lightning():
+        return bare_trainer(accelerator=accelerator).strategy.root_device
 
 
 def _fit(module: LightningModule, data: CorruptionDataModule, epochs: int, **options: Any) -> None:
