@@ -112,14 +112,10 @@ class DynamicBNCallback(BatchNormCallback):
             )
         if not matches:
             nearest = min(differences, key=lambda name: len(differences[name]), default=None)
+            why = self.bank.mismatch(pl_module) if nearest is None else f"in {nearest!r}, {differences[nearest]}"
             raise BankError(
-                f"the bank fits no module of {type(pl_module).__name__}: "
-                + (
-                    self.bank.mismatch(pl_module) or ""
-                    if nearest is None
-                    else f"in {nearest!r}, {differences[nearest]}"
-                )
-                + ". Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
+                f"the bank fits no module of {type(pl_module).__name__}: {why}. "
+                "Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
             )
         return next(iter(matches.values()))
 

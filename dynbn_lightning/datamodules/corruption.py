@@ -35,7 +35,7 @@ class CorruptionDataModule(LightningDataModule):
       epoch; with `task="classifier"`: (normalised clean images, labels), shifted and mirrored at random.
     - `test` and `validate`: (normalised images, labels) of the chosen cells and clean, in the order of `stream`; test
       images for testing, held-out training images for stand-alone validation. `predict`: the test images alone.
-      A detector (any LightningModule with `rows`) gets (pixels in [0, 1], row number) here too.
+      A detector (any LightningModule whose `rows` are these) gets (pixels in [0, 1], row number) here too.
     - `row_loaders()`: the image batches that a bank is collected from.
 
     Corruption, quantisation to 8 bits and normalisation happen on the device, after the transfer. In testing and
@@ -268,7 +268,7 @@ class CorruptionDataModule(LightningDataModule):
     ) -> DataLoader[Any] | list[DataLoader[Any]]:
         if form == "classifier" and self.trainer is not None:
             # A detector is tested on what it is trained on: pixels and rows.
-            form = "detector" if hasattr(self.trainer.lightning_module, "rows") else form
+            form = "detector" if getattr(self.trainer.lightning_module, "rows", None) == self.rows else form
         loaders = [
             self._loader(images, [(indices[position], code) for position, code in pairs], split=split, form=form)
             for pairs in stream_pairs(len(indices), self.cells, self.stream, self.seed)

@@ -1,10 +1,24 @@
-"""Pictures made by a formula, for tests that need no real images."""
+"""Pictures made by a formula, for tests that need no real images, and which corruptions draw at random."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+RANDOM = [
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "glass_blur",
+    "motion_blur",
+    "snow",
+    "frost",
+    "fog",
+    "elastic_transform",
+    "speckle_noise",
+    "spatter",
+]
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:

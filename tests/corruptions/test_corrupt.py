@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sample_pictures import pictures
+from sample_pictures import RANDOM, pictures
 
 import dynbn_lightning.corruptions as corruptions
 from dynbn_lightning.corruptions import CORRUPTIONS, SEVERITIES, corrupt, quantize
@@ -107,21 +107,6 @@ def test_a_generator_makes_it_reproducible(name: str) -> None:
     unseeded = corrupt(images, name, 3)
     torch.manual_seed(9)
     assert torch.equal(corrupt(images, name, 3), unseeded)
-
-
-RANDOM = [
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "glass_blur",
-    "motion_blur",
-    "snow",
-    "frost",
-    "fog",
-    "elastic_transform",
-    "speckle_noise",
-    "spatter",
-]
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

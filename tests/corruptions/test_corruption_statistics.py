@@ -10,23 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sample_pictures import RANDOM
 from torch import Tensor
 
 from dynbn_lightning.corruptions import corrupt
 
-RANDOM = [
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "glass_blur",
-    "motion_blur",
-    "snow",
-    "frost",
-    "fog",
-    "elastic_transform",
-    "speckle_noise",
-    "spatter",
-]
 SIDE = 32
 ROWS, COLUMNS = np.mgrid[-SIDE // 2 : SIDE // 2, -SIDE // 2 : SIDE // 2]
 RADIUS = np.hypot(ROWS, COLUMNS).astype(int)
