@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=os.environ.get("DYNBN_DATA"), help="default: $DYNBN_DATA")
     parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet32", "resnet56"])
     parser.add_argument("--seeds", default="0,1,2", help="one run each; results are their mean")
-    parser.add_argument("--epochs", type=int, default=60, help="of the detector, over 4,576 training images")
+    parser.add_argument("--epochs", type=int, default=60, help="of the detector, over 4,577 training images")
     parser.add_argument("--row-per", default="corruption", choices=["corruption", "cell"])
     parser.add_argument(
         "--jobs", type=int, default=1, help="seeds that run at a time, without progress bars if above 1"
