@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dynbn_lightning.reporting import read_results
+
 
 def check(what: str, holds: bool) -> None:
     print(("ok: " if holds else "NOT SO: ") + what)
@@ -44,7 +46,7 @@ def check_real(results: dict[str, Any], reference: Path) -> None:
 
 if __name__ == "__main__":
     kind, folder, *rest = sys.argv[1:]
-    found = json.loads((Path(folder) / "results.json").read_text())
+    found = read_results(Path(folder))
     if kind == "demo":
         check_demo(found)
     else:

@@ -16,11 +16,9 @@ from dynbn_lightning.batchnorm import (
     Patch,
     PatchedLayer,
     patch_with_bank,
-    register,
     routed,
 )
-from dynbn_lightning.batchnorm.layers import _PATCHED_CLASSES
-from dynbn_lightning.errors import BankError, RoutingError, UnsupportedModelError
+from dynbn_lightning.errors import BankError, RoutingError
 
 ROWS = ("clean", "fog", "frost", "snow")
 
@@ -381,57 +379,3 @@ def test_inputs_of_a_wrong_rank_are_refused_as_by_the_layer(layer):
         routing.set(torch.tensor([1, 2]))
         with pytest.raises(ValueError, match="6D input"):
             model(wrong)
-
-
-# Classes of one's own
-
-
-class DoublingBatchNorm(nn.BatchNorm2d):
-    def forward(self, x):
-        return super().forward(x) * 2
-
-
-class PatchedDoublingBatchNorm(PatchedLayer, DoublingBatchNorm):
-    def finish(self, x):
-        return x * 2
-
-
-@pytest.fixture
-def registered():
-    register(DoublingBatchNorm, PatchedDoublingBatchNorm)
-    yield
-    del _PATCHED_CLASSES[DoublingBatchNorm]
-
-
-def test_a_registered_class_is_routed_and_pickled(registered):
-    model = nn.Sequential(DoublingBatchNorm(3)).eval()
-    bank = make_bank(model, ROWS, torch.Generator().manual_seed(0))
-    rows = [2, 0, 1]
-    own, expected = model(images(3)), by_rows(model, bank, rows)
-    with routed(model, bank) as routing:
-        routing.set(torch.tensor(rows))
-        out = model(images(3))
-        assert torch.equal(pickle.loads(pickle.dumps(model))(images(3)), out)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(out[1], own[1])
-    assert type(model[0]) is DoublingBatchNorm
-
-
-def test_an_unregistered_subclass_is_refused():
-    with pytest.raises(UnsupportedModelError, match=r"block.norm \(DoublingBatchNorm: a subclass of BatchNorm"):
-        Patch(
-            nn.ModuleDict({"block": nn.ModuleDict({"norm": DoublingBatchNorm(3)})}),
-            lambda name, layer: BatchStatisticsPolicy(),
-        )
-
-
-def test_a_stand_in_that_would_not_be_called_is_refused():
-    class WrongOrder(DoublingBatchNorm, PatchedLayer):
-        pass
-
-    class OfAnotherClass(PatchedLayer, nn.BatchNorm2d):
-        pass
-
-    for wrong in (WrongOrder, OfAnotherClass, DoublingBatchNorm):
-        with pytest.raises(UnsupportedModelError, match=r"\(PatchedLayer, DoublingBatchNorm\)"):
-            register(DoublingBatchNorm, wrong)

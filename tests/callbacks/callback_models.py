@@ -186,3 +186,10 @@ def logits_without_lightning(model: nn.Module, bank: BNStatsBank, images: Tensor
     with routed(model, bank) as routing:
         routing.set(assignment)
         return model(images)
+
+
+def expected_logits(model, bank, routing, pixels=None):
+    pixels = make_pixels() if pixels is None else pixels
+    weights = weights_by_hand(pixels)
+    assignment = weights if routing == "soft" else weights.argmax(1)
+    return logits_without_lightning(model, bank, IMAGENET.apply(pixels.float() / 255), assignment)

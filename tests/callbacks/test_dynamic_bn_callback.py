@@ -11,6 +11,7 @@ from callback_models import (
     PixelImages,
     UsersModule,
     bare_trainer,
+    expected_logits,
     logits_without_lightning,
     make_bank,
     make_data,
@@ -44,13 +45,6 @@ def bank(model):
 def run(entry, trainer, module, **source):
     options = {} if entry == "predict" else {"verbose": False}
     return getattr(trainer, entry)(module, **source, **options)
-
-
-def expected_logits(model, bank, routing, pixels=None):
-    pixels = make_pixels() if pixels is None else pixels
-    weights = weights_by_hand(pixels)
-    assignment = weights if routing == "soft" else weights.argmax(1)
-    return logits_without_lightning(model, bank, IMAGENET.apply(pixels.float() / 255), assignment)
 
 
 @pytest.mark.parametrize("routing", ["hard", "soft"])
@@ -359,67 +353,6 @@ def test_a_bank_file_is_opened(model, bank, tmp_path):
     callback = DynamicBNCallback(tmp_path / "bank.safetensors", FakeDetector(), "hard")
     bare_trainer(callback).test(module, normalized_loader(13), verbose=False)
     torch.testing.assert_close(module.logits[0], expected_logits(model, bank, "hard"), rtol=1e-4, atol=1e-5)
-
-
-# Where the model is
-
-
-def test_the_banks_model_is_found_among_others(model, bank):
-    class Ensemble(UsersModule):
-        def __init__(self, network, teacher):
-            super().__init__(network)
-            self.teacher = teacher
-
-    teacher = make_model()
-    teacher[0].weight.data.mul_(2)
-    module = Ensemble(model, teacher)
-    callback = DynamicBNCallback(bank, FakeDetector())
-    assert callback.find_model(module) is model
-    bare_trainer(callback).test(module, normalized_loader(13), verbose=False)
-    torch.testing.assert_close(module.logits[0], expected_logits(model, bank, "soft"), rtol=1e-4, atol=1e-5)
-
-
-def test_a_compiled_model_and_a_classifier_module_are_found(model, bank):
-    callback = DynamicBNCallback(bank, FakeDetector())
-    compiled = torch.compile(model)
-    assert callback.find_model(UsersModule(compiled)) is compiled
-    assert callback.find_model(ClassifierModule(model)) is model
-
-
-def test_the_module_itself_may_be_the_banks_model(model):
-    module = UsersModule(model)
-    bank = make_bank(module)
-    assert list(bank.layers) == ["network.1", "network.4"]
-    bare_trainer(DynamicBNCallback(bank, FakeDetector(), "hard", "imagenet")).test(
-        module, normalized_loader(13), verbose=False
-    )
-    torch.testing.assert_close(module.logits[0], expected_logits(model, make_bank(model), "hard"), rtol=1e-4, atol=1e-5)
-
-
-# Precisions
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
-def test_other_precisions_use_a_float32_bank(bank, precision):
-    model = make_model()
-    module = UsersModule(copy.deepcopy(model))
-    trainer = bare_trainer(DynamicBNCallback(bank, FakeDetector(), "hard"), precision=precision)
-    trainer.test(module, normalized_loader(13), verbose=False)
-    expected = expected_logits(model, bank, "hard")
-    tolerance = 1e-4 if precision == "64-true" else 0.03
-    torch.testing.assert_close(module.logits[0].float(), expected, rtol=tolerance, atol=tolerance)
-    unpatched = model(IMAGENET.apply(make_pixels().float() / 255))
-    assert (expected - unpatched).abs().max() > 4 * 0.03 or precision == "64-true"
-
-
-def test_true_bfloat16_with_a_corruption_datamodule(bank):
-    """The detector sees the same pixels, so it detects the same, whatever the model's precision."""
-    accuracies = {}
-    for precision in ("32-true", "bf16-true"):
-        trainer = bare_trainer(DynamicBNCallback(bank, FakeDetector()), precision=precision)
-        trainer.test(UsersModule(make_model()), datamodule=make_data(), verbose=False)
-        accuracies[precision] = trainer.callback_metrics["detection/acc"].item()
-    assert accuracies["bf16-true"] == accuracies["32-true"]
 
 
 def test_the_issues_own_lines(tmp_path):
