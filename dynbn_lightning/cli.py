@@ -59,7 +59,7 @@ def _run_options(output: str | None = None) -> ArgumentParser:
     return parser
 
 
-def _data_options() -> ArgumentParser:
+def _data_options(*, corruptions: str = "the benchmark's 15", rows: bool = True) -> ArgumentParser:
     parser = ArgumentParser(add_help=False)
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -74,12 +74,13 @@ def _data_options() -> ArgumentParser:
         "--preset", default="auto", choices=["auto", "imagenet", "tiny_imagenet", "cifar"], help="severity constants"
     )
     group.add_argument(
-        "--corruptions", type=_names, metavar="A,B", help="names, such as fog,snow; the benchmark's 15 if not given"
+        "--corruptions", type=_names, metavar="A,B", help=f"names, such as fog,snow; {corruptions} if not given"
     )
     group.add_argument("--severities", type=_numbers, default="1,2,3,4,5", metavar="1,2", help="from 1 to 5")
-    group.add_argument(
-        "--row-per", default="corruption", choices=["corruption", "cell"], help="what detector and bank tell apart"
-    )
+    if rows:
+        group.add_argument(
+            "--row-per", default="corruption", choices=["corruption", "cell"], help="what detector and bank tell apart"
+        )
     group.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images per batch")
     group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes")
     return parser
@@ -179,6 +180,36 @@ def _build_parser() -> ArgumentParser:
     )
     evaluate.add_argument("--bank", type=Path, metavar="FILE", help="bank.safetensors of this model")
     evaluate.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the bank's rows")
+
+    corrupt = add(
+        commands,
+        "corrupt",
+        _corrupt,
+        "Write corrupted test images to DIR in the layout of CIFAR-10-C or ImageNet-C, for any tool that reads these. "
+        "The source may also be a folder of class folders. Interrupted, the same command goes on.",
+        _run_options(),
+        _data_options(corruptions="all 19", rows=False),
+    )
+    corrupt.add_argument(
+        "--layout",
+        default="auto",
+        choices=["auto", "cifar", "imagenet"],
+        help="cifar (CORRUPTION.npy and labels.npy), imagenet (CORRUPTION/SEVERITY/CLASS/NAME.JPEG), or auto: the one "
+        "that was released with the preset",
+    )
+    corrupt.add_argument(
+        "--image-format",
+        choices=["jpeg", "png"],
+        help="in the imagenet layout: jpeg, compressed once more after the corruption, at quality 85, as ImageNet-C is "
+        "(if not given), or png, lossless: the pixels that `dynbn evaluate` corrupts on the fly",
+    )
+    corrupt.add_argument(
+        "--frost-textures",
+        type=Path,
+        metavar="DIR",
+        help="photographs of ice for frost, such as the published ones; generated ones if not given",
+    )
+    corrupt.set_defaults(interrupted="whole files are kept, and the same command goes on")
     return parser
 
 
@@ -267,6 +298,31 @@ def _evaluate(options: Namespace, console: Console) -> None:
     console.print(f"results: {path}")
 
 
+def _corrupt(options: Namespace, console: Console) -> None:
+    from dynbn_lightning.corrupted_set import write_corrupted_set
+    from dynbn_lightning.corruptions import CORRUPTIONS
+    from dynbn_lightning.fitting import device_of
+
+    made = write_corrupted_set(
+        options.source,
+        options.output,
+        root=options.root,
+        corruptions=CORRUPTIONS if options.corruptions is None else options.corruptions,
+        severities=options.severities,
+        preset=options.preset,
+        layout=options.layout,
+        image_format=options.image_format,
+        frost_textures=options.frost_textures,
+        image_size=options.image_size,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        device=device_of(options.accelerator),
+    )
+    done = f"{made.written} images written" if made.written else "it was whole already, nothing to do"
+    console.print(f"{made.folder}: {made.images} images in {len(made.cells)} cells, {made.layout} layout; {done}")
+
+
 def _demo(options: Namespace, console: Console) -> None:
     from dynbn_lightning.demo import demo
 
@@ -284,7 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"dynbn {options.command}: {error}")
         return 2
     except KeyboardInterrupt:
-        errors.print(f"dynbn {options.command}: interrupted; what was not finished is not in {options.output}")
+        kept = getattr(options, "interrupted", f"what was not finished is not in {options.output}")
+        errors.print(f"dynbn {options.command}: interrupted; {kept}")
         return 130
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished_file(name: str) -> str | None:
+    """The name of the file that `whole_file` was making when it was killed and left `name` behind; None for others."""
+    left = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.[^.]+)", name)
+    return None if left is None else left[1] + left[2]
 
 
 def check_output_folder(folder: Path) -> None:

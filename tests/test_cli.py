@@ -81,6 +81,49 @@ def test_detector_bank_evaluate(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "streams" not in results
 
 
+def test_corrupt(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["corrupt", "--source", str(folder), "--accelerator", "cpu", *DATA]
+    assert main([*command, "--output", str(tmp_path / "c")]) == 0
+    assert "12 images in 4 cells, cifar layout; 48 images written" in " ".join(capsys.readouterr().out.split())
+    images, labels = np.load(tmp_path / "c" / "contrast.npy"), np.load(tmp_path / "c" / "labels.npy")
+    assert images.shape == (24, 32, 32, 3)
+    assert labels.tolist() == [0] * 6 + [1] * 6 + [0] * 6 + [1] * 6  # bright, dark
+    assert main([*command, "--output", str(tmp_path / "c")]) == 0
+    assert "whole already" in " ".join(capsys.readouterr().out.split())
+
+    png = ["--layout", "imagenet", "--image-format", "png", "--output", str(tmp_path / "i")]
+    assert main([*command, *png]) == 0
+    for index, path in enumerate(sorted((tmp_path / "i" / "contrast" / "5").rglob("*.png"))):
+        assert np.array_equal(np.array(Image.open(path)), images[12 + index])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corruptions", "frog"], "did you mean 'fog'"),
+        (["--severities", "1,1"], "different"),
+        (["--source", "nowhere"], "no data folder"),
+        (["--image-format", "png"], "for the imagenet layout"),
+        (["--output", "OUTPUT/in"], "lies in the source folder"),
+    ],
+)
+def test_corrupt_with_bad_input(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [argument.replace("OUTPUT", str(folder)) for argument in arguments]
+    assert main(["corrupt", "--source", str(folder), "--output", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (folder / "in").exists()
+
+
+def test_corrupt_of_another_set_in_the_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["corrupt", "--source", str(folder), "--output", str(tmp_path), *DATA]
+    assert main(command) == 0
+    assert main([*command, "--seed", "1"]) == 2
+    assert "seed 0 there, 1 now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -112,7 +155,7 @@ def test_bad_input_ends_with_status_2_and_one_message(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["detector"], ["detector", "fit"], ["bank"], ["bank", "build"], ["evaluate"]]
+    "command", [[], ["demo"], ["detector"], ["detector", "fit"], ["bank"], ["bank", "build"], ["evaluate"], ["corrupt"]]
 )
 def test_help_answers_without_importing_lightning(command: list[str]) -> None:
     code = (
@@ -147,13 +190,27 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+def interrupted(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupt_ends_with_status_130(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("dynbn_lightning.batchnorm.bank.collect_statistics", interrupted)
     assert main(["bank", "build", *model_options(folder), "--output", str(tmp_path), *DATA]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_corrupt_says_how_to_go_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["corrupt", "--source", str(folder), "--output", str(tmp_path), *DATA]
+    with monkeypatch.context() as patched:
+        patched.setattr("dynbn_lightning.corrupted_set.batches.corrupt_pixels", interrupted)
+        assert main(command) == 130
+    assert "whole files are kept, and the same command goes on" in capsys.readouterr().err
+    assert not list(tmp_path.glob("contrast*"))
+    assert main(command) == 0
+    assert (tmp_path / "contrast.npy").exists()

@@ -22,7 +22,13 @@ GROUND = {
     "metrics": {"corruptions"},  # the names and codes of cells
 }
 BASEMENT = {"errors", "files", "progress"}
-FLOORS = [set(GROUND), {"modules", "datamodules"}, {"callbacks"}, {"fitting", "evaluation", "demo"}, {"cli"}]
+FLOORS = [
+    set(GROUND),
+    {"modules", "datamodules"},
+    {"callbacks"},
+    {"fitting", "evaluation", "demo", "corrupted_set"},
+    {"cli"},
+]
 
 
 def package_of(path: Path) -> str:

@@ -1,39 +1,35 @@
 """Blur: defocus, glass, motion, zoom and Gaussian.
 
-Every function takes images (N, C, H, W), float32 in [0, 1], and returns new ones of the same shape, clipped to [0, 1]
-and not yet quantised. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to
-Common Corruptions and Perturbations" (ICLR 2019).
+Every function takes images (N, C, H, W), uint8 or float32 in [0, 1], and returns new ones: uint8 truncated as the
+benchmark does, float32 clipped to [0, 1] and not quantised. A constant is a number, or a tensor (N,) with one for each
+image. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations" (ICLR 2019).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dynbn_lightning.corruptions.filters import (
-    PIXEL_UNITS,
-    FloatArray,
-    band_matrix,
-    blur_gaussian,
-    exact_product,
-    fold,
-    in_pixel_units,
-    in_weight_units,
-)
-from dynbn_lightning.corruptions.geometry import blur_along, zoom_centre
-from dynbn_lightning.corruptions.quantization import truncate_to_8_bits
+from dynbn_lightning.corruptions.constants import by_constants
+from dynbn_lightning.corruptions.filters import FloatArray, band_matrix, blur_gaussian, extend
+from dynbn_lightning.corruptions.geometry import blur_along, zoom_transposed
+from dynbn_lightning.corruptions.parts import on_levels
+from dynbn_lightning.corruptions.quantization import floor_levels
 from dynbn_lightning.corruptions.randomness import Draws
 
-_CACHED_VALUES = 1 << 17
-_ACCELERATOR_VALUES = 1 << 24
+# Lengths that a fast Fourier transform takes to: what is transformed is padded to a multiple of this.
+_FAST_LENGTH = 32
+_ROUNDS_BEFORE_LOOKING = 5
 
 
+@by_constants
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur with standard deviation `sigma`, out to four of them, edges repeated."""
-    return blur_gaussian(images, sigma).clamp(0.0, 1.0)
+    return on_levels(images, partial(blur_gaussian, sigma=sigma))
 
 
 def disk_kernel(radius: float, smoothing: float) -> FloatArray:
@@ -49,91 +45,108 @@ def disk_kernel(radius: float, smoothing: float) -> FloatArray:
 
 
 @lru_cache(maxsize=64)
-def _disk_matrix(radius: float, smoothing: float, width: int, device: torch.device) -> tuple[int, Tensor]:
-    """Half the height of the disk, and its rows from the middle outwards as one stack of band matrices."""
+def _disk_spectrum(
+    radius: float, smoothing: float, height: int, width: int, device: torch.device
+) -> tuple[int, tuple[int, int], Tensor]:
+    """How far the disk reaches, the size to transform at, and the disk's spectrum, which is real as it is symmetric."""
     kernel = disk_kernel(radius, smoothing)
     centre = len(kernel) // 2
-    reach = max(offset for offset in range(centre + 1) if kernel[centre + offset].any())
-    # The kernel is symmetric, so the rows of pixels above and below share a row of weights: one product for both.
-    bands = [band_matrix(kernel[centre + offset], width, "mirror") for offset in range(reach + 1)]
-    stacked = in_weight_units(np.concatenate(bands, axis=1))
-    return reach, torch.from_numpy(np.ascontiguousarray(stacked.T)).to(device)
+    reach = int(np.abs(np.nonzero(kernel)[0] - centre).max())
+    size = tuple(-(-(side + 2 * reach) // _FAST_LENGTH) * _FAST_LENGTH for side in (height, width))
+    around_corner = np.zeros(size)
+    offsets = np.arange(-reach, reach + 1)
+    around_corner[np.ix_(offsets % size[0], offsets % size[1])] = kernel[centre + offsets[:, None], centre + offsets]
+    spectrum = np.fft.rfft2(around_corner).real
+    return reach, (size[0], size[1]), torch.from_numpy(np.ascontiguousarray(spectrum)).to(device)
 
 
+@by_constants
 def defocus_blur(images: Tensor, radius: float, smoothing: float) -> Tensor:
     """Correlate with a disk of `radius` pixels, its rim smoothed; borders reflect without repeating the edge."""
-    reach, matrix = _disk_matrix(radius, smoothing, images.shape[-1], images.device)
-    parts = [_correlate(part, reach, matrix) for part in _in_parts(images)]
-    return torch.cat(parts).clamp_(0.0, 1.0)
+    height, width = images.shape[-2:]
+    reach, size, spectrum = _disk_spectrum(radius, smoothing, height, width, images.device)
+
+    def correlate(levels: Tensor) -> Tensor:
+        # Float64 errs by 1e-13, too little to show in a level.
+        extended = extend(levels, reach, "mirror").to(torch.float64)
+        correlated: Tensor = torch.fft.irfft2(torch.fft.rfft2(extended, s=size).mul_(spectrum), s=size)
+        return correlated[..., reach : reach + height, reach : reach + width]
+
+    return on_levels(images, correlate)
 
 
-def _correlate(images: Tensor, reach: int, matrix: Tensor) -> Tensor:
-    height = images.shape[-2]
-    units = in_pixel_units(images)
-    rows = np.arange(height)
-    pairs = [units]
-    for offset in range(1, reach + 1):
-        above = torch.from_numpy(fold(rows - offset, height, "mirror")).to(images.device)
-        below = torch.from_numpy(fold(rows + offset, height, "mirror")).to(images.device)
-        pairs.append(units.index_select(2, above).add_(units.index_select(2, below)))
-    return exact_product(torch.cat(pairs, dim=-1), matrix).div_(PIXEL_UNITS)
-
-
+@by_constants
 def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, sweeps: float) -> Tensor:
     """Blur, let every pixel be overwritten by a near one, sweep after sweep, and blur again.
 
     A sweep goes from bottom right to top left, and a pixel that copies one which the sweep has passed already copies
     what was copied there. So where each pixel comes from in the end is found by following such chains to their ends.
     """
-    count, channels, height, width = images.shape
-    reach = int(reach)
-    flat = truncate_to_8_bits(blur_gaussian(images, sigma)).reshape(count, channels, height * width)
-    places = torch.arange(height * width, device=images.device).view(height, width)
+
+    def scatter(levels: Tensor, draws: Draws) -> Tensor:
+        count, channels, height, width = levels.shape
+        blurred = floor_levels(blur_gaussian(levels, sigma)).to(torch.float32).reshape(count, channels, -1)
+        source = _scattered(draws, height, width, int(reach), int(sweeps))
+        copied = blurred.gather(2, source.unsqueeze(1).expand(-1, channels, -1))
+        return blur_gaussian(copied.view(levels.shape), sigma)
+
+    return on_levels(images, scatter, draws)
+
+
+def _scattered(draws: Draws, height: int, width: int, reach: int, sweeps: int) -> Tensor:
+    """For each pixel the place (N, height * width) that it comes from after all the sweeps."""
+    places = torch.arange(height * width, device=draws.device)
     rows, columns = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
-    swept = places[rows, columns]
-    for _ in range(int(sweeps)):
-        if swept.numel() == 0:
-            break
+    swept = places.view(height, width)[rows, columns]
+    found = places.expand(draws.count, -1)
+    for _ in range(sweeps if swept.numel() else 0):
         offsets = draws.integers(-reach, reach, (2, *swept.shape))
-        copied = swept + offsets[:, 0] * width + offsets[:, 1]
-        source = places.expand(count, height, width).clone()
-        source[:, rows, columns] = copied
-        source = _follow_chains(source.view(count, -1), places.view(-1))
-        flat = flat.gather(2, source.unsqueeze(1).expand(-1, channels, -1))
-    return blur_gaussian(flat.view(images.shape), sigma).clamp(0.0, 1.0)
+        source = places.repeat(draws.count, 1).view(-1, height, width)
+        source[:, rows, columns] += offsets[:, 0].mul_(width).add_(offsets[:, 1])
+        found = found.gather(1, _follow_chains(source.view(draws.count, -1), places))
+    return found
 
 
 def _follow_chains(source: Tensor, places: Tensor) -> Tensor:
-    """Replace every source that was overwritten before it was copied by what it was overwritten with."""
-    # Later places are swept first, so only a source beyond its copy has been overwritten by then.
-    goes_on = source > places
-    while bool(goes_on.any()):
-        further = source.gather(1, source)
-        still = goes_on & goes_on.gather(1, source)
-        source = torch.where(goes_on, further, source)
-        goes_on = still
-    return source
+    """Replace every source that was overwritten before it was copied by what it was overwritten with.
+
+    Places further on are swept first: a source beyond its copy has been overwritten by then, one before it has not. So
+    chains of copies lead on and on until they step back. Every round doubles the steps taken at once.
+    """
+    count = len(places)
+    # What was there at first is found at `count` + place, where a chain ends; a branch per pixel would be slow.
+    steps_back = (places - source).bitwise_right_shift_(63).add_(1)
+    chains = torch.cat((steps_back.mul_(count).add_(source), (places + count).expand(len(source), -1)), dim=1)
+    open_ends = chains[:, :count]
+    for rounds in range(count.bit_length()):
+        # Most chains are short; an accelerator is not asked, for the sake of not waiting for its answer.
+        looks = rounds >= _ROUNDS_BEFORE_LOOKING and chains.device.type == "cpu"
+        if looks and int(open_ends.amin()) >= count:
+            break
+        open_ends.copy_(chains.gather(1, open_ends))
+    return open_ends - count
 
 
+@by_constants
 def motion_blur(images: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:
     """Blur one-sidedly along a random direction within 45 degrees of the horizontal; see `blur_along`."""
-    degrees = draws.uniform((1,), -45.0, 45.0).squeeze(1)
-    return blur_along(images, degrees, int(radius), sigma).clamp_(0.0, 1.0)
+
+    def blur(levels: Tensor, draws: Draws) -> Tensor:
+        return blur_along(levels, draws.uniform((1,), -45.0, 45.0).squeeze(1), int(radius), sigma)
+
+    return on_levels(images, blur, draws)
 
 
+@by_constants
 def zoom_blur(images: Tensor, start: float, stop: float, step: float) -> Tensor:
     """The mean of the image and of its centre zooms by every factor from `start` up to `stop` in `step`."""
     # As the benchmark counts them: rounding in float64 included, which for some entries takes the stop in.
     factors = np.arange(start, stop, step).tolist()
-    total = images.clone()
-    for part, part_total in zip(_in_parts(images), _in_parts(total), strict=True):
+
+    def blur(levels: Tensor) -> Tensor:
+        total = torch.zeros_like(levels.mT, memory_format=torch.contiguous_format)
         for factor in factors:
-            part_total += zoom_centre(part, factor)
-    return total.div_(len(factors) + 1).clamp_(0.0, 1.0)
+            total += zoom_transposed(levels, factor)
+        return levels.add_(total.mT).div_(len(factors) + 1)
 
-
-def _in_parts(images: Tensor) -> list[Tensor]:
-    """Views of as many images at a time as a CPU's cache, or else an accelerator's memory, easily holds many times."""
-    values = _CACHED_VALUES if images.device.type == "cpu" else _ACCELERATOR_VALUES
-    size = max(1, values // images[0].numel())
-    return [images[first : first + size] for first in range(0, len(images), size)]
+    return on_levels(images, blur)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dynbn_lightning.corruptions.cells import CLEAN, Cell, check_corruption, check_severity
 from dynbn_lightning.errors import CorruptionError, ImageError
 
 _LARGEST_SEED = 2**64
@@ -51,6 +52,25 @@ def _check_range(images: Tensor) -> None:
         f"images lie in [{lowest:.4g}, {highest:.4g}]: expected [0, 1]; pass pixels before normalisation, "
         "and 0 to 255 as torch.uint8"
     )
+
+
+def check_cells(name: str | Sequence[str], severity: int | Sequence[int] | Tensor, count: int) -> list[Cell]:
+    """The cell of each of `count` images; `CorruptionError` if there is no such cell, or not one for each image."""
+    if isinstance(severity, Tensor):
+        severity = severity.tolist()
+    if isinstance(name, str) and not isinstance(severity, Sequence):
+        return [Cell(check_corruption(name), check_severity(severity))] * count
+    names = [name] * count if isinstance(name, str) else list(name)
+    severities = list(severity) if isinstance(severity, Sequence) else [severity] * count
+    for what, given in (("names", names), ("severities", severities)):
+        if len(given) != count:
+            raise CorruptionError(
+                f"{len(given)} {what} for {count} images: expected one for each image, or one for all"
+            )
+    if not isinstance(severity, Sequence):
+        severities = [0 if name == CLEAN else severity for name in names]
+    cells = {pair: Cell(*pair) for pair in set(zip(names, severities, strict=True))}
+    return [cells[pair] for pair in zip(names, severities, strict=True)]
 
 
 def check_seeds(

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynbn_lightning.corruptions.quantization import to_float64
-
 _LUMA = (0.299, 0.587, 0.114)
 
 # Which of value, falling, low and rising the channels red, green and blue are in each sextant of the colour wheel.
@@ -28,14 +26,14 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def color_like(images: Tensor, rgb: Sequence[int]) -> Tensor:
-    """An 8-bit RGB colour as (C, 1, 1) in [0, 1], as its grey value where images have one channel."""
+    """An 8-bit RGB colour as float32 levels (C, 1, 1), as its grey value where images have one channel."""
     levels = list(rgb) if images.shape[1] == 3 else [sum(part * level for part, level in zip(_LUMA, rgb, strict=True))]
-    return (torch.tensor(levels, dtype=torch.float64) / 255).to(images).view(-1, 1, 1)
+    return torch.tensor(levels, dtype=torch.float32, device=images.device).view(-1, 1, 1)
 
 
 def to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue, saturation and value of (N, 3, H, W), each (N, H, W) float64 in [0, 1]; grey has hue and saturation 0."""
-    red, green, blue = to_float64(images).unbind(1)
+    """Hue, saturation and value of float64 (N, 3, H, W), each (N, H, W) in [0, 1]; grey has hue and saturation 0."""
+    red, green, blue = images.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     spread = value - torch.minimum(torch.minimum(red, green), blue)
     colored = spread > 0

@@ -1,8 +1,9 @@
-"""Digital: brightness, contrast, saturation, pixelation, JPEG compression and elastic deformation.
+"""Digital: contrast, pixelation, JPEG compression and elastic deformation.
 
-Every function takes images (N, C, H, W), float32 in [0, 1], and returns new ones of the same shape, clipped to [0, 1]
-and not yet quantised. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to
-Common Corruptions and Perturbations" (ICLR 2019).
+Every function takes images (N, C, H, W), uint8 or float32 in [0, 1], and returns new ones: uint8 truncated as the
+benchmark does, float32 clipped to [0, 1] and not quantised. A constant is a number, or a tensor (N,) with one for each
+image. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations" (ICLR 2019).
 """
 
 from __future__ import annotations
@@ -16,89 +17,111 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynbn_lightning.corruptions.color import from_hsv, to_hsv
+from dynbn_lightning.corruptions.constants import Constant, by_constants, for_each_image
 from dynbn_lightning.corruptions.filters import blur_gaussian
 from dynbn_lightning.corruptions.geometry import sample_bilinear
-from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, truncate_to_levels
+from dynbn_lightning.corruptions.parts import on_levels, on_pixels
+from dynbn_lightning.corruptions.quantization import to_floats, truncate_to_uint8
 from dynbn_lightning.corruptions.randomness import Draws
 
-_MEAN_UNITS = 2.0**32
+# Means are taken of whole numbers of this many units a level, which add up exactly in any order.
+_MEAN_UNITS = 2.0**20
+# Pillow's weights for resampling have 22 bits after the point.
+_RESAMPLING_BITS = 22
+# The blur takes numbers up to 256; a field in [-1, 1] is brought near that, for the precision.
+_FIELD_UNITS = 128.0
 _FAR = 2.0**18
-_RESAMPLING_UNITS = 2.0**22
 
 
-def brightness(images: Tensor, shift: float) -> Tensor:
-    """Add `shift` to the value (the V of HSV); for images of one channel that is their only channel."""
-    if images.shape[1] == 1:
-        return (images + shift).clamp_(0.0, 1.0)
-    hue, saturation, value = to_hsv(images)
-    return from_hsv(hue, saturation, value.add_(shift).clamp_(0.0, 1.0))
-
-
-def contrast(images: Tensor, factor: float) -> Tensor:
+def contrast(images: Tensor, factor: Constant) -> Tensor:
     """Shrink the distance of every value to the mean of its image and channel by `factor`."""
-    # Whole numbers add up exactly in any order, so that the mean of an image does not depend on its batch.
-    units = (images.double() * _MEAN_UNITS).round_().to(torch.int64).sum(dim=(2, 3), keepdim=True)
-    mean = (units.double() / (images.shape[2] * images.shape[3] * _MEAN_UNITS)).float()
-    return (images - mean).mul_(factor).add_(mean).clamp_(0.0, 1.0)
+    values = images.shape[2] * images.shape[3]
 
+    def shrink(levels: Tensor, factor: Tensor) -> Tensor:
+        units = levels.to(torch.float64).mul_(_MEAN_UNITS).round_()
+        mean = units.sum(dim=(2, 3), keepdim=True).div_(values * _MEAN_UNITS).to(torch.float32)
+        return levels.sub_(mean).mul_(factor).add_(mean)
 
-def saturate(images: Tensor, factor: float, shift: float) -> Tensor:
-    """Multiply the saturation (the S of HSV) by `factor` and add `shift`; images of one channel have none and stay."""
-    if images.shape[1] == 1:
-        return images.clone()
-    hue, saturation, value = to_hsv(images)
-    return from_hsv(hue, saturation.mul_(factor).add_(shift).clamp_(0.0, 1.0), value)
+    return on_levels(images, shrink, for_each_image(factor, images))
 
 
 @lru_cache(maxsize=128)
-def _box_matrix(size: int, resized: int, device: torch.device) -> Tensor:
-    """The transposed matrix that resamples a line with a box filter, its weights in whole units of 22 bits."""
+def _box_taps(size: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For resampling a line with a box filter: the places (taps, resized) and their weights in whole units, int32."""
     scale = size / resized
     width = max(scale, 1.0)
     centres = (np.arange(resized) + 0.5) * scale
     first = np.maximum(np.floor(centres - width / 2 + 0.5), 0)
     last = np.minimum(np.floor(centres + width / 2 + 0.5), size)
-    pixels = np.arange(size)
-    offsets = (pixels - centres[:, None] + 0.5) / width
-    inside = (pixels >= first[:, None]) & (pixels < last[:, None]) & (offsets > -0.5) & (offsets <= 0.5)
-    weights = inside / inside.sum(axis=1, keepdims=True)
-    return torch.from_numpy(np.ascontiguousarray(np.rint(weights * _RESAMPLING_UNITS).T)).to(device)
+    taps = int((last - first).max())
+    places = first + np.arange(taps)[:, None]
+    offsets = (places - centres + 0.5) / width
+    inside = (places < last) & (offsets > -0.5) & (offsets <= 0.5)
+    weights = np.rint(inside / inside.sum(axis=0) * 2.0**_RESAMPLING_BITS).astype(np.int32)
+    used = np.flatnonzero(weights.any(axis=1))
+    places = np.minimum(places[used], size - 1).astype(np.int64)
+    return torch.from_numpy(places).to(device), torch.from_numpy(weights[used]).to(device)
 
 
-def _resample_box(levels: Tensor, height: int, width: int) -> Tensor:
-    """Resize levels (float64) to (N, C, height, width), rounding to whole levels after each axis as 8-bit images do."""
-    for size in (width, height):
-        matrix = _box_matrix(levels.shape[-1], size, levels.device)
-        levels = torch.matmul(levels, matrix).mul_(1.0 / _RESAMPLING_UNITS).add_(0.5).floor_()
-        levels = levels.clamp_(0.0, HIGHEST_LEVEL).transpose(-1, -2)
-    return levels
+def _resample_rows(levels: Tensor, size: int) -> Tensor:
+    """Resize int32 levels (N, C, H, W) to (N, C, size, W) with a box filter, rounding as 8-bit images do."""
+    places, weights = _box_taps(levels.shape[-2], size, levels.device)
+    if len(places) == 1:
+        return levels.index_select(-2, places[0])
+    total = torch.full((*levels.shape[:-2], size, levels.shape[-1]), 1 << (_RESAMPLING_BITS - 1), dtype=torch.int32)
+    total = total.to(levels.device)
+    for place, weight in zip(places, weights, strict=True):
+        total += levels.index_select(-2, place).mul_(weight.unsqueeze(-1))
+    return total.bitwise_right_shift_(_RESAMPLING_BITS)
 
 
+@by_constants
 def pixelate(images: Tensor, factor: float) -> Tensor:
-    """Shrink to int(size * factor) along each axis with a box filter, and enlarge again."""
+    """Shrink to int(size * factor) along each axis with a box filter, and enlarge again; floats are truncated first."""
     height, width = images.shape[-2:]
-    levels = truncate_to_levels(images).double()
-    small = _resample_box(levels, max(int(height * factor), 1), max(int(width * factor), 1))
-    return _resample_box(small, height, width).float().div_(HIGHEST_LEVEL)
+
+    def resample(pixels: Tensor) -> Tensor:
+        levels = pixels if pixels.dtype == torch.uint8 else truncate_to_uint8(pixels)
+        # Rows are resampled many times faster than columns, which are therefore made rows.
+        columns = _resample_rows(
+            levels.mT.to(torch.int32, memory_format=torch.contiguous_format), max(int(width * factor), 1)
+        )
+        small = _resample_rows(columns.mT.contiguous(), max(int(height * factor), 1))
+        columns = _resample_rows(small.mT.contiguous(), width)
+        enlarged = _resample_rows(columns.mT.contiguous(), height)
+        return enlarged.to(torch.uint8) if pixels.dtype == torch.uint8 else to_floats(enlarged, pixels.dtype)
+
+    return on_pixels(images, resample)
 
 
+@by_constants
 def jpeg_compression(images: Tensor, quality: float) -> Tensor:
-    """Write as JPEG at `quality` and read again, image by image; from an accelerator by way of the host's memory."""
-    levels = truncate_to_levels(images).to(torch.uint8).movedim(1, -1).cpu().contiguous().numpy()
-    if images.shape[1] == 1:
-        levels = levels[..., 0]
-    decoded = torch.from_numpy(np.stack([_through_jpeg(image, int(quality)) for image in levels]))
-    return decoded.to(images.device).view(len(images), *images.shape[2:], -1).movedim(-1, 1).float().div_(HIGHEST_LEVEL)
+    """Write as JPEG at `quality` and read again; floats are truncated first.
+
+    Pillow does that image by image in the host's memory, which an accelerator has to be waited for.
+    """
+    if images.device.type != "cpu":
+        return jpeg_compression(images.cpu(), quality).to(images.device)
+
+    def compress(pixels: Tensor) -> Tensor:
+        levels = pixels if pixels.dtype == torch.uint8 else truncate_to_uint8(pixels)
+        made = torch.from_numpy(np.stack([_through_jpeg(image, int(quality)) for image in levels.numpy()]))
+        return made if pixels.dtype == torch.uint8 else to_floats(made, pixels.dtype)
+
+    return on_pixels(images, compress)
 
 
 def _through_jpeg(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
-    # Pillow and not torchvision.io, whose coding of images is deprecated.
+    """One image (C, H, W); band by band, as Pillow brings them together faster than torch or numpy could."""
+    bands = [Image.fromarray(band) for band in image]
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
+    # Pillow and not torchvision.io, whose coding of images is deprecated.
+    (Image.merge("RGB", bands) if len(bands) == 3 else bands[0]).save(file, "JPEG", quality=quality)
+    with Image.open(file, formats=("JPEG",)) as decoded:
+        return np.stack([np.asarray(band) for band in decoded.split()])
 
 
+@by_constants
 def elastic_transform(images: Tensor, draws: Draws, strength: float, smoothness: float, jitter: float) -> Tensor:
     """Tilt by a random affine map, then displace every pixel by a smooth random field.
 
@@ -110,15 +133,19 @@ def elastic_transform(images: Tensor, draws: Draws, strength: float, smoothness:
         jitter: How far, in pixels, each of three corner points of the centred square may move along each axis.
     """
     height, width = images.shape[-2:]
-    rows, columns = _affine_positions(draws.uniform((3, 2), -jitter, jitter).double(), height, width)
-    tilted = sample_bilinear(images, rows, columns, "mirror")
-    field = draws.uniform((2, height, width), -1.0, 1.0)
-    if strength == 0.0:
-        return tilted.clamp_(0.0, 1.0)
-    field = blur_gaussian(field, smoothness, truncate=3.0, border="reflect").mul(strength).float()
-    rows = field[:, 0] + torch.arange(height, device=images.device).view(-1, 1)
-    columns = field[:, 1] + torch.arange(width, device=images.device)
-    return sample_bilinear(tilted, rows, columns, "reflect").clamp_(0.0, 1.0)
+
+    def deform(levels: Tensor, draws: Draws) -> Tensor:
+        rows, columns = _affine_positions(draws.uniform((3, 2), -jitter, jitter).double(), height, width)
+        tilted = sample_bilinear(levels, rows, columns, "mirror")
+        if strength == 0.0:
+            return tilted
+        field = draws.uniform((2, height, width), -_FIELD_UNITS, _FIELD_UNITS)
+        field = blur_gaussian(field, smoothness, truncate=3.0, border="reflect").mul_(strength / _FIELD_UNITS).float()
+        rows = field[:, 0].add_(torch.arange(height, device=levels.device).view(-1, 1))
+        columns = field[:, 1].add_(torch.arange(width, device=levels.device))
+        return sample_bilinear(tilted, rows, columns, "reflect")
+
+    return on_levels(images, deform, draws)
 
 
 def _affine_positions(moves: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -144,11 +171,12 @@ def _affine_positions(moves: Tensor, height: int, width: int) -> tuple[Tensor, T
     determinant = xx * yy - xy * yx
     x = torch.arange(width, device=moves.device) - left - upper_left[:, 0]
     y = torch.arange(height, device=moves.device).view(-1, 1) - top - upper_left[:, 1]
-    columns = (yy * x - xy * y) / determinant + left
-    rows = (xx * y - yx * x) / determinant + top
-    return _to_32nds(rows), _to_32nds(columns)
+    columns = _sum_to_32nds(yy / determinant * x + left, -xy / determinant * y)
+    rows = _sum_to_32nds(xx / determinant * y + top, -yx / determinant * x)
+    return rows, columns
 
 
-def _to_32nds(positions: Tensor) -> Tensor:
+def _sum_to_32nds(first: Tensor, second: Tensor) -> Tensor:
+    thirty_seconds = (first * 32 + 0.5).add(second * 32).floor_().to(torch.float32)
     # A map that folds a tiny image flat sends pixels to infinity.
-    return (positions * 32 + 0.5).floor_().div_(32).clamp_(-_FAR, _FAR).float()
+    return thirty_seconds.div_(32).clamp_(-_FAR, _FAR)

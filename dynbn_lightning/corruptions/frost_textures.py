@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynbn_lightning.corruptions.color import to_gray
 from dynbn_lightning.corruptions.filters import FloatArray
-from dynbn_lightning.corruptions.randomness import Draws
 
 # A whole number of pixels at every scale, 1, 0.3 and 0.2, so that scaled textures are seamless too.
 _SIDE = 1020
@@ -113,7 +111,7 @@ _SMOOTH_THICKNESS = 40.0
 
 @lru_cache(maxsize=16)
 def frost_textures(scale: float, device: torch.device) -> Tensor:
-    """The five textures, (5, 3, H, W) float32 in [0, 1], 1020 pixels wide and high and then scaled down by `scale`.
+    """The five textures, (5, 3, H, W) uint8, 1020 pixels wide and high and then scaled down by `scale`.
 
     They are the same in every process and are made once in each. The pixels of the smaller ones are picked from the
     larger ones without averaging, as in the benchmark, which leaves them grainy.
@@ -121,9 +119,9 @@ def frost_textures(scale: float, device: torch.device) -> Tensor:
     rng = np.random.Generator(np.random.PCG64(_SEED))
     cycles = 224 * np.hypot(np.fft.fftfreq(_SIDE)[:, None], np.fft.rfftfreq(_SIDE)[None, :])
     cycles = np.maximum(cycles, _FREQUENCIES[0])
-    sheets = np.stack([_freeze(ice, rng, cycles) for ice in _SHEETS])
     picked = np.minimum(((np.arange(round(_SIDE * scale)) + 0.5) / scale).astype(np.int64), _SIDE - 1)
-    return torch.from_numpy(sheets[:, :, picked[:, None], picked].astype(np.float32)).to(device)
+    sheets = [_freeze(ice, rng, cycles)[:, picked[:, None], picked] for ice in _SHEETS]
+    return torch.from_numpy(np.stack([np.rint(sheet * 255).astype(np.uint8) for sheet in sheets])).to(device)
 
 
 def _freeze(ice: _Ice, rng: np.random.Generator, cycles: FloatArray) -> FloatArray:
@@ -145,18 +143,3 @@ def _random_field(rng: np.random.Generator, amplitude: FloatArray) -> FloatArray
     spectrum = np.fft.rfft2(rng.standard_normal((side, side))) * amplitude
     spectrum[0, 0] = 0.0
     return np.asarray(np.fft.irfft2(spectrum, s=(side, side)))
-
-
-def crop_textures(images: Tensor, draws: Draws, scale: float) -> Tensor:
-    """For each image a random crop of a random texture, (N, C, H, W) float32 in [0, 1]."""
-    channels, height, width = images.shape[1:]
-    textures = frost_textures(scale, images.device)
-    if channels == 1:
-        textures = to_gray(textures)
-    side = textures.shape[-1]
-    which = draws.integers(0, len(_SHEETS), (1, 1, 1))
-    # The textures go on seamlessly beyond their edges, so that they are large enough for any image.
-    rows = draws.integers(0, side, (1, 1, 1)) + torch.arange(height, device=images.device).view(-1, 1)
-    columns = draws.integers(0, side, (1, 1, 1)) + torch.arange(width, device=images.device)
-    each_channel = torch.arange(channels, device=images.device).view(-1, 1, 1)
-    return textures[which, each_channel, rows.remainder_(side), columns.remainder_(side)]

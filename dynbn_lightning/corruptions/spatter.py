@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from dynbn_lightning.corruptions.color import color_like
+from dynbn_lightning.corruptions.constants import by_constants
 from dynbn_lightning.corruptions.drops import relief
 from dynbn_lightning.corruptions.filters import blur_gaussian
-from dynbn_lightning.corruptions.quantization import truncate_to_levels
+from dynbn_lightning.corruptions.parts import on_levels
+from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, floor_levels
 from dynbn_lightning.corruptions.randomness import Draws
 
 _WATER = (175, 238, 238)
 _MUD = (63, 42, 20)
 _SOLID_MUD = 0.8
 
-# The blur takes values in [-1, 1]; normal noise is brought there, and back, by a power of two, which is exact.
-_NOISE_RANGE = 8.0
+# The blur takes numbers up to 256, more precisely the larger they are. Normal noise comes to 4.
+_NOISE_UNITS = 64.0
 
 
+@by_constants
 def spatter(
     images: Tensor,
     draws: Draws,
@@ -43,15 +47,17 @@ def spatter(
     Returns:
         The images, clipped to [0, 1] and not yet quantised.
     """
-    noise = draws.normal((1, *images.shape[2:])).mul_(deviation).add_(mean)
-    noise = noise.clamp_(-_NOISE_RANGE, _NOISE_RANGE).div_(_NOISE_RANGE)
-    layer = blur_gaussian(noise, sigma).float().mul_(_NOISE_RANGE)
-    if mud:
-        cover = blur_gaussian((layer > threshold).float(), strength).float()
-        cover = cover.masked_fill(cover < _SOLID_MUD, 0.0)
-        return (images * (1.0 - cover)).add_(cover * color_like(images, _MUD)).clamp_(0.0, 1.0)
-    levels = truncate_to_levels(layer.masked_fill(layer < threshold, 0.0)).contiguous()
-    water = relief(levels).mul_(levels)
-    # A dry image has no brightest drop to divide by.
-    water = water.div_(water.amax(dim=(2, 3), keepdim=True).clamp_(min=1.0)).mul_(strength)
-    return (water * color_like(images, _WATER)).add_(images).clamp_(0.0, 1.0)
+
+    def splash(levels: Tensor, draws: Draws) -> Tensor:
+        noise = draws.normal((1, *levels.shape[2:])).mul_(deviation * _NOISE_UNITS).add_(mean * _NOISE_UNITS)
+        layer = blur_gaussian(noise.clamp_(-256.0, 256.0), sigma).div_(_NOISE_UNITS).float().contiguous()
+        if mud:
+            cover = F.threshold(blur_gaussian((layer > threshold).float(), strength).float(), _SOLID_MUD, 0.0)
+            return levels.add_(cover * (color_like(levels, _MUD) - levels))
+        drops = floor_levels(F.threshold(layer, threshold, 0.0).mul_(HIGHEST_LEVEL))
+        water = relief(drops).mul_(drops)
+        # A dry image has no brightest drop to divide by.
+        water.div_(water.amax(dim=(2, 3), keepdim=True).clamp_(min=1.0)).mul_(strength)
+        return levels.add_(water * color_like(levels, _WATER))
+
+    return on_levels(images, splash, draws, by_layer=True)

@@ -1,24 +1,29 @@
 """Weather: snow, frost and fog.
 
-Every function takes images (N, C, H, W), float32 in [0, 1], and returns new ones of the same shape, clipped to [0, 1]
-and not yet quantised. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to
-Common Corruptions and Perturbations" (ICLR 2019).
+Every function takes images (N, C, H, W), uint8 or float32 in [0, 1], and returns new ones: uint8 truncated as the
+benchmark does, float32 clipped to [0, 1] and not quantised. A constant is a number, or a tensor (N,) with one for each
+image. The procedures are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations" (ICLR 2019).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dynbn_lightning.corruptions.color import to_gray
-from dynbn_lightning.corruptions.frost_textures import crop_textures
+from dynbn_lightning.corruptions.constants import Constant, by_constants, for_each_image
 from dynbn_lightning.corruptions.geometry import blur_along, zoom_centre
-from dynbn_lightning.corruptions.quantization import truncate_to_8_bits
+from dynbn_lightning.corruptions.parts import on_levels
+from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, floor_levels
 from dynbn_lightning.corruptions.randomness import Draws
+from dynbn_lightning.corruptions.textures import Textures
 
 _FIRST_DISPLACEMENT = 100.0
 
 
+@by_constants
 def snow(
     images: Tensor,
     draws: Draws,
@@ -43,32 +48,53 @@ def snow(
         sigma: Standard deviation of the motion blur.
         kept: Share of the image that is not whitened.
     """
-    noise = draws.normal((1, *images.shape[2:])).mul_(deviation).add_(mean)
-    layer = zoom_centre(noise, zoom)
-    layer = truncate_to_8_bits(layer.masked_fill(layer < threshold, 0.0))
-    flakes = blur_along(layer, draws.uniform((1,), -135.0, -45.0).squeeze(1), int(radius), sigma)
-    white = torch.maximum(images, to_gray(images) * 1.5 + 0.5)
-    return (images * kept).add_(white.mul_(1.0 - kept)).add_(flakes).add_(flakes.flip((2, 3))).clamp_(0.0, 1.0)
+
+    def cover(levels: Tensor, draws: Draws) -> Tensor:
+        noise = draws.normal((1, *levels.shape[2:])).mul_(deviation * HIGHEST_LEVEL).add_(mean * HIGHEST_LEVEL)
+        layer = floor_levels(F.threshold(zoom_centre(noise, zoom), threshold * HIGHEST_LEVEL, 0.0))
+        flakes = blur_along(layer, draws.uniform((1,), -135.0, -45.0).squeeze(1), int(radius), sigma)
+        white = torch.maximum(levels, to_gray(levels).mul(1.5).add_(0.5 * HIGHEST_LEVEL))
+        return levels.lerp_(white, 1.0 - kept).add_(flakes + flakes.flip((2, 3)))
+
+    return on_levels(images, cover, draws, by_layer=True)
 
 
-def frost(images: Tensor, draws: Draws, kept: float, strength: float, texture_scale: float) -> Tensor:
-    """Mix with a random crop of one of five ice textures, generated in place of the benchmark's photographs."""
-    ice = crop_textures(images, draws, texture_scale)
-    return (images * kept).add_(ice.mul_(strength)).clamp_(0.0, 1.0)
+def frost(images: Tensor, draws: Draws, kept: Constant, strength: Constant, textures: Textures) -> Tensor:
+    """Mix with a random crop of one of several ice textures, see `frost_textures`."""
+
+    def freeze(levels: Tensor, draws: Draws, kept: Tensor, strength: Tensor) -> Tensor:
+        return levels.mul_(kept).add_(textures.crops(levels, draws) * strength)
+
+    return on_levels(images, freeze, draws, for_each_image(kept, images), for_each_image(strength, images))
 
 
-def fog(images: Tensor, draws: Draws, density: float, decay: float) -> Tensor:
+def fog(images: Tensor, draws: Draws, density: Constant, decay: Constant) -> Tensor:
     """Add a cloud, `density` times a plasma fractal whose amplitude falls by `decay` squared from level to level."""
     height, width = images.shape[-2:]
-    brightest = images.amax(dim=(1, 2, 3), keepdim=True)
-    clouds = plasma_fractal(draws, 1 << (max(height, width) - 1).bit_length(), decay)[:, None, :height, :width]
-    return (images + clouds * density).mul_(brightest).div_(brightest + density).clamp_(0.0, 1.0)
+    size = 1 << (max(height, width) - 1).bit_length()
+
+    def cover(levels: Tensor, draws: Draws, density: Tensor, decay: Tensor) -> Tensor:
+        brightest = levels.amax(dim=(1, 2, 3), keepdim=True)
+        clouds = plasma_fractal(draws, size, decay)[:, None, :height, :width]
+        fogged = levels.add_(clouds.mul(density * HIGHEST_LEVEL))
+        return fogged.mul_(brightest / (brightest + density * HIGHEST_LEVEL))
+
+    return on_levels(
+        images, cover, draws, for_each_image(density, images), for_each_image(decay, images), by_layer=True
+    )
 
 
-def plasma_fractal(draws: Draws, size: int, decay: float) -> Tensor:
-    """Heights (N, size, size) in [0, 1] by the diamond-square method on a torus; `size` is a power of two."""
+def plasma_fractal(draws: Draws, size: int, decay: Tensor | float) -> Tensor:
+    """Heights (N, size, size) in [0, 1] by the diamond-square method on a torus.
+
+    Args:
+        draws: Where random numbers come from, N images'.
+        size: A power of two.
+        decay: By how much the displacements' square root falls from level to level; for all, or (N, 1, 1, 1).
+    """
     heights = torch.zeros((draws.count, size, size), dtype=torch.float32, device=draws.device)
-    step, wobble = size, _FIRST_DISPLACEMENT
+    step = size
+    wobble: Tensor | float = _FIRST_DISPLACEMENT
     while step >= 2:
         half, cells = step // 2, size // step
         displacement = draws.uniform((3, cells, cells), -1.0, 1.0).mul_(wobble * wobble)

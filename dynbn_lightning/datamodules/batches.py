@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -60,7 +61,15 @@ def knows_cells(trainer: Any) -> bool:
 
 
 def corrupt_pixels(
-    pixels: Tensor, codes: Sequence[int], indices: Sequence[int], *, seed: int, split: str, preset: str, epoch: int = -1
+    pixels: Tensor,
+    codes: Sequence[int],
+    indices: Sequence[int],
+    *,
+    seed: int,
+    split: str,
+    preset: str,
+    epoch: int = -1,
+    frost_textures: str | Path | None = None,
 ) -> Tensor:
     """Corrupt every image of a batch by its own cell.
 
@@ -74,24 +83,20 @@ def corrupt_pixels(
         split: the split that `indices` count in.
         preset: severity constants.
         epoch: -1 where pixels do not change from epoch to epoch.
+        frost_textures: folder of photographs of ice; None takes generated ones.
 
     Returns:
         (N, C, H, W) uint8.
     """
-    out = pixels.clone()
-    positions: dict[int, list[int]] = {}
-    for position, code in enumerate(codes):
-        positions.setdefault(code, []).append(position)
-    for code, where in positions.items():
-        cell = Cell.from_code(code)
-        if cell.is_clean:
-            continue
-        seeds = [hashed_seed(seed, split, epoch, indices[position], code) for position in where]
-        if len(where) == len(pixels):
-            return corrupt(pixels, cell.corruption, cell.severity, preset, seeds=seeds)
-        chosen = torch.tensor(where, device=pixels.device)
-        out[chosen] = corrupt(pixels[chosen], cell.corruption, cell.severity, preset, seeds=seeds)
-    return out
+    cells = [Cell.from_code(code) for code in codes]
+    return corrupt(
+        pixels,
+        [cell.corruption for cell in cells],
+        [cell.severity for cell in cells],
+        preset,
+        seeds=[hashed_seed(seed, split, epoch, index, code) for index, code in zip(indices, codes, strict=True)],
+        frost_textures=frost_textures,
+    )
 
 
 def shift_and_flip(pixels: Tensor, indices: Sequence[int], *, seed: int, epoch: int) -> Tensor:

@@ -57,14 +57,33 @@ def open_source(
     check_source(source, test)
     if isinstance(source, (str, Path)) and test is None:
         name = str(source)
-        if name == "shapes":
-            return Source(name, ShapesDataset("train"), ShapesDataset("test"))
-        if name in ("cifar10", "cifar100"):
-            return Source(name, _cifar(name, root, train=True), _cifar(name, root, train=False))
+        if name in NAMED_SOURCES:
+            return Source(name, _named(name, root, "train"), _named(name, root, "test"))
         folder = Path(source)
         train_images, test_images = (_folder(_split_folder(folder, split)) for split in ("train", "test"))
         return _same_classes(Source(folder.name, train_images, test_images))
     return _same_classes(Source(_name(source or test), _open_images(source), _open_images(test)))
+
+
+def open_test_images(source: str | Path | Dataset[Any], root: str | Path) -> Source:
+    """Open test images alone, where training images need not be there.
+
+    Args:
+        source: a name in `NAMED_SOURCES`, a folder with `test/` (or `val/`), a folder of class folders, or a data set.
+        root: where torchvision's data sets lie, or are downloaded to.
+
+    Raises:
+        DataError: for missing folders and failed downloads.
+    """
+    check_source(None, source)
+    if isinstance(source, (str, Path)):
+        name = str(source)
+        if name in NAMED_SOURCES:
+            return Source(name, None, _named(name, root, "test"))
+        folder = Path(source)
+        has_splits = any((folder / split).is_dir() for split in ("train", "test", "val"))
+        return Source(folder.resolve().name, None, _folder(_split_folder(folder, "test") if has_splits else folder))
+    return Source(_name(source), None, source)
 
 
 def _same_classes(source: Source) -> Source:
@@ -76,6 +95,10 @@ def _same_classes(source: Source) -> Source:
             + (first_few(odd) if odd else "the same ones in another order")
         )
     return source
+
+
+def _named(name: str, root: str | Path, split: str) -> Dataset[Any]:
+    return ShapesDataset(split) if name == "shapes" else _cifar(name, root, train=split == "train")
 
 
 def _cifar(name: str, root: str | Path, train: bool) -> Dataset[Any]:

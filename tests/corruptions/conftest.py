@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from corruption_fidelity import read_test_images
 from torch import Tensor
 
 
@@ -50,5 +50,4 @@ def golden(reference: Path) -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="session")
 def cifar_test_images(dynbn_data: Path) -> Tensor:
     """The 500 test images in order of number, (500, 3, 32, 32) uint8."""
-    files = sorted((dynbn_data / "cifar10" / "test").glob("*/*.png"), key=lambda file: int(file.stem))
-    return torch.stack([torch.from_numpy(np.array(Image.open(file))).movedim(-1, 0) for file in files])
+    return read_test_images(dynbn_data)[0]

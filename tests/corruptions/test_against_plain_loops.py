@@ -34,10 +34,12 @@ def draws(count: int, seed: int = 0) -> Draws:
 @pytest.mark.parametrize("border", ["nearest", "reflect", "mirror"])
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 3.3, 20.0])
 def test_gaussian_blur_is_scipys(sigma: float, border: str) -> None:
-    images = pictures(2, 3, 33, 20).double().numpy() / 255
-    expected = ndimage.gaussian_filter(images, (0, 0, sigma, sigma), mode=border, truncate=3.0)
-    made = blur_gaussian(torch.from_numpy(images).float(), sigma, 3.0, border)  # type: ignore[arg-type]
-    assert np.abs(made.numpy() - expected).max() < 1e-6
+    for height, width in ((33, 20), (90, 120)):
+        images = pictures(2, 3, height, width)
+        expected = ndimage.gaussian_filter(images.double().numpy(), (0, 0, sigma, sigma), mode=border, truncate=3.0)
+        for levels in (images, images.float()):
+            made = blur_gaussian(levels, sigma, 3.0, border)  # type: ignore[arg-type]
+            assert np.abs(made.numpy() - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("preset", ["cifar", "tiny_imagenet", "imagenet"])
@@ -66,7 +68,7 @@ def test_zooming_is_scipys(factor: float) -> None:
     assert np.abs(zoom_centre(torch.from_numpy(images).float(), factor).numpy() - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("border", ["nearest", "reflect", "mirror"])
+@pytest.mark.parametrize("border", ["reflect", "mirror"])
 def test_bilinear_sampling_is_scipys(border: str) -> None:
     rng = np.random.default_rng(0)
     image = rng.random((9, 12))
@@ -77,34 +79,19 @@ def test_bilinear_sampling_is_scipys(border: str) -> None:
     assert np.abs(made[0, 0].numpy() - expected).max() < 1e-4
 
 
-class Recorded(Draws):
-    """Draws that keep what they gave."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count, CPU, seeds=range(count))
-        self.given: list[torch.Tensor] = []
-
-    def integers(self, low: int, high: int, shape: tuple[int, ...]) -> torch.Tensor:  # type: ignore[override]
-        self.given.append(super().integers(low, high, shape))
-        return self.given[-1]
-
-    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> torch.Tensor:  # type: ignore[override]
-        self.given.append(super().uniform(shape, low, high))
-        return self.given[-1]
-
-
 @pytest.mark.parametrize(("reach", "sweeps"), [(1, 1), (1, 3), (2, 2), (4, 2)])
 def test_glass_is_the_copying_of_near_pixels_one_after_the_other(reach: int, sweeps: int) -> None:
     height, width = 19, 24
     images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0)).mul(255).floor().div(255)
-    recorded = Recorded(2)
-    made = glass_blur(images, recorded, 0.01, reach, sweeps)
+    made = glass_blur(images, draws(2), 0.01, reach, sweeps)
     expected = images.numpy().copy()
-    for image in range(2):
-        for sweep in range(sweeps):
+    again = draws(2)
+    for _ in range(sweeps):
+        offsets = again.integers(-reach, reach, (2, height - 2 * reach, width - 2 * reach))
+        for image in range(2):
             for i, row in enumerate(range(height - reach, reach, -1)):
                 for j, column in enumerate(range(width - reach, reach, -1)):
-                    down, right = recorded.given[sweep][image, :, -1 - i, -1 - j].tolist()
+                    down, right = offsets[image, :, -1 - i, -1 - j].tolist()
                     expected[image, :, row, column] = expected[image, :, row + down, column + right]
     assert np.abs(made.numpy() - expected).max() < 1e-6
 
@@ -119,21 +106,24 @@ def test_elastic_is_an_affine_warp_and_then_a_displacement() -> None:
     height, width = 36, 45
     strength, smoothness, jitter = 3.2, 1.28, 1.6
     images = pictures(2, 3, height, width).double() / 255
-    recorded = Recorded(2)
-    made = elastic_transform(images.float(), recorded, strength, smoothness, jitter)
+    made = elastic_transform(images.float(), draws(2), strength, smoothness, jitter)
+    again = draws(2)
+    moves = again.uniform((3, 2), -jitter, jitter).double().numpy()
+    fields = again.uniform((2, height, width), -1.0, 1.0).double().numpy()
     rows, columns = np.mgrid[0:height, 0:width].astype(float)
     half = min(height, width) // 3
     middle = np.array([width // 2, height // 2], dtype=float)
     corners = np.stack([middle + half, middle + np.array([half, -half]), middle - half])
     for image in range(2):
-        moved = corners + recorded.given[0][image].double().numpy()
+        moved = corners + moves[image]
         # Solve for the affine map from the moved corners back to the corners.
         system = np.concatenate([moved, np.ones((3, 1))], axis=1)
         back = np.linalg.solve(system, corners)
         source = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ back
         source = np.floor(source * 32 + 0.5) / 32
-        field = recorded.given[1][image].double().numpy()
-        field = ndimage.gaussian_filter(field, (0, smoothness, smoothness), mode="reflect", truncate=3.0) * strength
+        field = (
+            ndimage.gaussian_filter(fields[image], (0, smoothness, smoothness), mode="reflect", truncate=3.0) * strength
+        )
         for channel in range(3):
             tilted = ndimage.map_coordinates(
                 images[image, channel].numpy(), (source[..., 1], source[..., 0]), order=1, mode="mirror"
@@ -147,7 +137,7 @@ def test_hsv_is_colorsys() -> None:
     images = pictures(2, 3, 8, 9).double() / 255
     images[0, :, 0] = 0.25
     images[0, :, 1] = 0.0
-    hue, saturation, value = to_hsv(images.float())
+    hue, saturation, value = to_hsv(images)
     for image, row, column in np.ndindex(2, 8, 9):
         expected = colorsys.rgb_to_hsv(*images[image, :, row, column].tolist())
         made = (hue[image, row, column], saturation[image, row, column], value[image, row, column])
@@ -186,13 +176,12 @@ def test_contrast_shrinks_about_the_mean_of_each_channel(severity: int) -> None:
 
 def test_a_plasma_fractal_is_built_square_by_square() -> None:
     size, decay = 16, 1.75
-    recorded = Recorded(1)
-    made = plasma_fractal(recorded, size, decay)[0].double().numpy()
+    made = plasma_fractal(draws(1), size, decay)[0].double().numpy()
     heights = np.zeros((size, size))
-    step, wobble = size, 100.0
-    for given in recorded.given:
-        displacement = given[0].double().numpy()
-        half = step // 2
+    again, step, wobble = draws(1), size, 100.0
+    while step >= 2:
+        cells, half = size // step, step // 2
+        displacement = again.uniform((3, cells, cells), -1.0, 1.0)[0].double().numpy() * wobble**2
         for i, row in enumerate(range(0, size, step)):
             for j, column in enumerate(range(0, size, step)):
                 corners = [heights[(row + a) % size, (column + b) % size] for a in (0, step) for b in (0, step)]
@@ -271,7 +260,7 @@ def test_edges_are_cannys() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.05])
 def test_distances_are_nearly_euclidean_and_capped(share: float) -> None:
     marked = np.random.default_rng(1).random((3, 40, 33)) < share
-    made = distances(torch.from_numpy(marked).unsqueeze(1))[:, 0].numpy()
+    made = distances(torch.from_numpy(marked).to(torch.uint8).unsqueeze(1))[:, 0].numpy()
     for image in range(3):
         exact = ndimage.distance_transform_edt(~marked[image]) if marked[image].any() else np.full((40, 33), 20.0)
         expected = np.minimum(exact, 20)

@@ -1,82 +1,101 @@
-"""The random corruptions against statistics of the published generator's residuals (corrupted minus clean).
-
-Here on a part of the severities and with bounds that one draw of 500 images stays well within.
-"""
+"""The random corruptions against statistics of the published generator's residuals (corrupted minus clean)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from corruption_fidelity import SEEDS, ResidualStatistics, draw_corruption, misfits, residual_statistics
 from sample_pictures import RANDOM
 from torch import Tensor
 
-from dynbn_lightning.corruptions import corrupt
+from dynbn_lightning.corruptions import SEVERITIES, corrupt
+from dynbn_lightning.corruptions.digital import elastic_transform
+from dynbn_lightning.corruptions.randomness import Draws
 
-SIDE = 32
-ROWS, COLUMNS = np.mgrid[-SIDE // 2 : SIDE // 2, -SIDE // 2 : SIDE // 2]
-RADIUS = np.hypot(ROWS, COLUMNS).astype(int)
-RADII = range(SIDE // 2)
-PIXELS_AT_RADIUS = np.array([(radius == RADIUS).sum() for radius in RADII])
+Golden = dict[str, dict[str, Tensor]]
 
-
-def residual(corrupted: Tensor, clean: Tensor) -> np.ndarray:
-    return (corrupted.int() - clean.int()).numpy().astype(np.float64)
+# They differ in their reach alone, where the weights of both have long come to nothing.
+ALIKE_IN_MOTION = {3, 4}
 
 
-def radial_power(difference: np.ndarray) -> np.ndarray:
-    spectrum = np.fft.fftshift(np.fft.fft2(difference.mean(axis=1)), axes=(1, 2))
-    power = (np.abs(spectrum) ** 2 / SIDE**2).mean(axis=0)
-    return np.array([power[radius == RADIUS].mean() for radius in RADII])
+@pytest.fixture(scope="module")
+def statistics_of(cifar_test_images: Tensor) -> Callable[[str, int], list[ResidualStatistics]]:
+    """The statistics of every draw of a cell, drawn once."""
+
+    @cache
+    def statistics(name: str, severity: int) -> list[ResidualStatistics]:
+        draws = draw_corruption(cifar_test_images, name, severity, SEEDS)
+        return [residual_statistics(draw, cifar_test_images) for draw in draws]
+
+    return statistics
 
 
-def misfits(difference: np.ndarray, published: dict[str, Any]) -> list[str]:
-    """What of a residual is off: mean and std by more than 5 % and a level, weighty power by more than 25 %."""
-    found = []
-    for what, axes in (("mean", difference.mean(axis=(0, 2, 3))), ("std", difference.std(axis=(0, 2, 3)))):
-        expected = np.array(published[f"residual_{what}"])
-        allowed = np.maximum(0.05 * np.abs(expected), 1.0)
-        if (np.abs(axes - expected) > allowed).any():
-            found.append(f"{what} {axes.round(2)} for {expected}")
-    expected = np.array(published["residual_radial_power"])
-    weight = expected * PIXELS_AT_RADIUS
-    weighty = weight > 0.01 * weight.sum()
-    # The lowest bin is one number per image, the square of its mean: of little weight, its average over 500 strays.
-    weighty[0] &= weight[0] > 0.05 * weight.sum()
-    ratio = radial_power(difference)[weighty] / expected[weighty]
-    if (np.abs(ratio - 1) > 0.25).any():
-        found.append(f"power by {ratio.round(2)}")
-    return found
-
-
-@pytest.mark.parametrize("severity", [1, 3, 5])
+@pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("name", RANDOM)
 def test_residuals_have_the_published_statistics(
-    name: str, severity: int, cifar_test_images: Tensor, cifar_statistics: dict[str, Any]
+    name: str,
+    severity: int,
+    statistics_of: Callable[[str, int], list[ResidualStatistics]],
+    cifar_statistics: dict[str, Any],
 ) -> None:
-    corrupted = corrupt(cifar_test_images, name, severity, seeds=range(severity * 1000, severity * 1000 + 500))
-    assert misfits(residual(corrupted, cifar_test_images), cifar_statistics[f"{name}/{severity}"]) == []
+    assert misfits(statistics_of(name, severity), cifar_statistics[f"{name}/{severity}"]) == []
 
 
+@pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_comparison_tells_severities_apart(
-    name: str, cifar_test_images: Tensor, cifar_statistics: dict[str, Any]
+    name: str,
+    severity: int,
+    statistics_of: Callable[[str, int], list[ResidualStatistics]],
+    cifar_statistics: dict[str, Any],
 ) -> None:
-    corrupted = corrupt(cifar_test_images, name, 2, seeds=range(500))
-    assert misfits(residual(corrupted, cifar_test_images), cifar_statistics[f"{name}/5"])
+    for other in SEVERITIES:
+        if other != severity and not (name == "motion_blur" and {severity, other} == ALIKE_IN_MOTION):
+            assert misfits(statistics_of(name, severity), cifar_statistics[f"{name}/{other}"]), other
 
 
-@pytest.mark.parametrize("name", RANDOM)
-def test_golden_images_at_224_pixels_are_as_strongly_corrupted(name: str, golden: dict[str, dict[str, Tensor]]) -> None:
-    # Severity 5 only: the golden elastic_transform at severities 1 and 2 was made with other constants than published.
+def deviation(corrupted: Tensor, clean: Tensor) -> float:
+    """The standard deviation of the residual within an image, over all images (..., 3, H, W)."""
+    residual = corrupted.float() - clean.float()
+    return float(residual.flatten(-3).var(dim=-1).mean().sqrt())
+
+
+# Each golden image is a single draw. Left out are what can't be compared: elastic_transform, made with other constants,
+# see below; and spatter at severity 1, where both draws are among the driest 4 % of the published generator's own (100
+# draws of it: 6.0 levels with a standard deviation of 1.8, ours 6.1 and 1.7, the golden images 2.3).
+COMPARABLE = [
+    (name, severity)
+    for name in RANDOM
+    for severity in SEVERITIES
+    if name != "elastic_transform" and (name, severity) != ("spatter", 1)
+]
+
+
+@pytest.mark.parametrize(("name", "severity"), COMPARABLE)
+def test_golden_images_at_224_pixels_are_as_strongly_corrupted(name: str, severity: int, golden: Golden) -> None:
     images = golden["imagenet"]
-    clean = images["clean"].repeat(3, 1, 1, 1)
-    made = residual(corrupt(clean, name, 5, seeds=range(6)), clean).std()
-    published = residual(images[name][4], images["clean"]).std()
-    # There is one draw for each of two images, and frost depends on which of the photographs it drew.
+    clean = images["clean"].repeat(4, 1, 1, 1)
+    made = deviation(corrupt(clean, name, severity, seeds=range(len(clean))), clean)
+    published = deviation(images[name][severity - 1], images["clean"])
+    # Frost depends on which of the photographs it drew.
     assert made == pytest.approx(published, rel=0.3 if name == "frost" else 0.15)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_golden_images_at_224_pixels_are_displaced_as_far(severity: int, golden: Golden) -> None:
+    # The package that made them has constants of its own for elastic_transform, by the side of the image: a field of
+    # 0.5 % smoothed by 1 % and multiplied by these, and no tilt.
+    multiple = (12.5, 16.25, 21.25, 25.0, 30.0)[severity - 1]
+    clean = golden["imagenet"]["clean"]
+    side = clean.shape[-1]
+    draws = Draws(len(clean), torch.device("cpu"), seeds=range(len(clean)))
+    made = elastic_transform(clean.float() / 255, draws, multiple * 0.005 * side, 0.01 * side, 0.0)
+    published = deviation(golden["imagenet"]["elastic_transform"][severity - 1], clean)
+    assert deviation(made * 255, clean) == pytest.approx(published, rel=0.05)
 
 
 def test_textures_of_frost_are_the_same_every_time() -> None:

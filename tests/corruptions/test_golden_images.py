@@ -11,18 +11,16 @@ from dynbn_lightning.corruptions.geometry import blur_along
 
 Golden = dict[str, dict[str, Tensor]]
 
-# Mean absolute difference allowed, in levels. What was measured is at most 0.018 (defocus_blur at 224 px, severity 1),
-# and 0 where it says exact.
-CLOSE, EXACT = 0.02, 0.0
+# Mean absolute difference allowed, in levels; what was measured is next to it.
 TOLERANCES = {
-    "defocus_blur": CLOSE,
-    "zoom_blur": CLOSE,
-    "gaussian_blur": CLOSE,
-    "brightness": EXACT,
-    "contrast": CLOSE,
-    "pixelate": EXACT,
-    "saturate": EXACT,
-    "jpeg_compression": CLOSE,
+    "defocus_blur": 0.04,  # 0.035 at 224 px, severity 1; else 0.006
+    "zoom_blur": 0.005,  # 0.003
+    "gaussian_blur": 0.001,  # 0.0008
+    "brightness": 0.002,  # 0.001
+    "contrast": 0.001,  # 0.0005
+    "pixelate": 0.0,
+    "saturate": 0.06,  # 0.056 at 224 px, severity 3, where every second level is one of two; else 0.04
+    "jpeg_compression": 0.0,
 }
 
 
