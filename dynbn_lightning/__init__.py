@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynbn_lightning.batchnorm import BNStatsBank, routed
     from dynbn_lightning.callbacks import BatchStatsCallback, DynamicBNCallback
-    from dynbn_lightning.corruptions import corrupt
+    from dynbn_lightning.corruptions import Corrupt, corrupt
     from dynbn_lightning.datamodules import CorruptionDataModule
     from dynbn_lightning.evaluation import evaluate
     from dynbn_lightning.models import load_model
@@ -18,6 +18,7 @@ __all__ = [
     "BNStatsBank",
     "BatchStatsCallback",
     "ClassifierModule",
+    "Corrupt",
     "CorruptionDataModule",
     "DetectorModule",
     "DynamicBNCallback",
@@ -32,6 +33,7 @@ _HOMES = {
     "routed": "batchnorm",
     "BatchStatsCallback": "callbacks",
     "DynamicBNCallback": "callbacks",
+    "Corrupt": "corruptions",
     "corrupt": "corruptions",
     "CorruptionDataModule": "datamodules",
     "evaluate": "evaluation",

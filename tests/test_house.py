@@ -89,6 +89,7 @@ def test_public_names() -> None:
         "BNStatsBank",
         "BatchStatsCallback",
         "ClassifierModule",
+        "Corrupt",
         "CorruptionDataModule",
         "DetectorModule",
         "DynamicBNCallback",

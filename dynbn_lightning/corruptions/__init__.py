@@ -11,6 +11,7 @@ from dynbn_lightning.corruptions.cells import (
 )
 from dynbn_lightning.corruptions.corrupt import corrupt, quantize
 from dynbn_lightning.corruptions.presets import PRESETS, resolve_preset
+from dynbn_lightning.corruptions.transform import Corrupt
 
 __all__ = [
     "CLEAN",
@@ -20,6 +21,7 @@ __all__ = [
     "PRESETS",
     "SEVERITIES",
     "Cell",
+    "Corrupt",
     "cells_of",
     "corrupt",
     "quantize",

@@ -167,6 +167,13 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (_IMAGENET, _
 AUTO = "auto"
 
 
+def check_preset(preset: str) -> str:
+    """Return `preset` if it is `"auto"` or the name of a preset, else raise `CorruptionError` with the nearest name."""
+    if preset != AUTO and preset not in PRESETS:
+        raise CorruptionError(f"unknown preset {preset!r}: {did_you_mean(str(preset), (AUTO, *PRESETS))}")
+    return preset
+
+
 def resolve_preset(preset: str, height: int, width: int) -> str:
     """The name of the preset to use for images of a size.
 
@@ -180,9 +187,7 @@ def resolve_preset(preset: str, height: int, width: int) -> str:
     Raises:
         CorruptionError: If there is no such preset.
     """
-    if preset == AUTO:
+    if check_preset(preset) == AUTO:
         shorter = min(height, width)
         return min(PRESETS.values(), key=lambda known: (abs(known.image_size - shorter), known.image_size)).name
-    if preset not in PRESETS:
-        raise CorruptionError(f"unknown preset {preset!r}: {did_you_mean(str(preset), (AUTO, *PRESETS))}")
     return preset
