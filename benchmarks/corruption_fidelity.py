@@ -33,25 +33,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, corrupt
+from dynbn_lightning.corruptions.corrupt import RANDOM
 from dynbn_lightning.files import whole_file
 from dynbn_lightning.models import Normalization, load_model
 
 Array = npt.NDArray[np.float64]
 Published = Mapping[str, Mapping[str, Any]]
 
-RANDOM_CORRUPTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "glass_blur",
-    "motion_blur",
-    "snow",
-    "frost",
-    "fog",
-    "elastic_transform",
-    "speckle_noise",
-    "spatter",
-)
 NETWORKS = ("20", "32", "56")
 SEEDS = 5
 SHORT_CORRUPTIONS = ("gaussian_noise", "frost", "contrast")
@@ -178,7 +166,7 @@ def draw_seeds(corruption: str, severity: int, draw: int, count: int) -> range:
 
 def draw_corruption(images: Tensor, corruption: str, severity: int, seeds: int) -> list[Tensor]:
     """The images corrupted as many times as there are seeds, or once where nothing is random."""
-    draws = range(seeds if corruption in RANDOM_CORRUPTIONS else 1)
+    draws = range(seeds if corruption in RANDOM else 1)
     return [
         corrupt(images, corruption, severity, "cifar", seeds=draw_seeds(corruption, severity, draw, len(images)))
         for draw in draws

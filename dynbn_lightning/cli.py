@@ -74,6 +74,12 @@ def _data_options(*, corruptions: str = "the benchmark's 15", rows: bool = True)
         "--preset", default="auto", choices=["auto", "imagenet", "tiny_imagenet", "cifar"], help="severity constants"
     )
     group.add_argument(
+        "--frost-textures",
+        type=Path,
+        metavar="DIR",
+        help="photographs of ice for frost, such as the published ones; generated ones if not given",
+    )
+    group.add_argument(
         "--corruptions", type=_names, metavar="A,B", help=f"names, such as fog,snow; {corruptions} if not given"
     )
     group.add_argument("--severities", type=_numbers, default="1,2,3,4,5", metavar="1,2", help="from 1 to 5")
@@ -203,12 +209,6 @@ def _build_parser() -> ArgumentParser:
         help="in the imagenet layout: jpeg, compressed once more after the corruption, at quality 85, as ImageNet-C is "
         "(if not given), or png, lossless: the pixels that `dynbn evaluate` corrupts on the fly",
     )
-    corrupt.add_argument(
-        "--frost-textures",
-        type=Path,
-        metavar="DIR",
-        help="photographs of ice for frost, such as the published ones; generated ones if not given",
-    )
     corrupt.set_defaults(interrupted="whole files are kept, and the same command goes on")
     return parser
 
@@ -223,6 +223,7 @@ def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionData
         normalization=normalization,
         image_size=options.image_size,
         preset=options.preset,
+        frost_textures=options.frost_textures,
         corruptions=COMMON_CORRUPTIONS if options.corruptions is None else options.corruptions,
         severities=options.severities,
         row_per=options.row_per,

@@ -11,6 +11,7 @@ from dynbn_lightning.corruptions.cells import (
 )
 from dynbn_lightning.corruptions.corrupt import corrupt, quantize
 from dynbn_lightning.corruptions.presets import PRESETS, resolve_preset
+from dynbn_lightning.corruptions.textures import texture_files
 from dynbn_lightning.corruptions.transform import Corrupt
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "corrupt",
     "quantize",
     "resolve_preset",
+    "texture_files",
 ]

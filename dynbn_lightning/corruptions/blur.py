@@ -21,8 +21,6 @@ from dynbn_lightning.corruptions.parts import on_levels
 from dynbn_lightning.corruptions.quantization import floor_levels
 from dynbn_lightning.corruptions.randomness import Draws
 
-# Lengths that a fast Fourier transform takes to: what is transformed is padded to a multiple of this.
-_FAST_LENGTH = 32
 _ROUNDS_BEFORE_LOOKING = 5
 
 
@@ -44,6 +42,19 @@ def disk_kernel(radius: float, smoothing: float) -> FloatArray:
     return np.asarray(matrix @ disk @ matrix.T)
 
 
+def _fast_length(least: int) -> int:
+    """A length that a Fourier transform is fast at: a multiple of 4 whose prime factors are 2, 3 and 5."""
+    length = -(-least // 4) * 4
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 4
+
+
 @lru_cache(maxsize=64)
 def _disk_spectrum(
     radius: float, smoothing: float, height: int, width: int, device: torch.device
@@ -52,12 +63,12 @@ def _disk_spectrum(
     kernel = disk_kernel(radius, smoothing)
     centre = len(kernel) // 2
     reach = int(np.abs(np.nonzero(kernel)[0] - centre).max())
-    size = tuple(-(-(side + 2 * reach) // _FAST_LENGTH) * _FAST_LENGTH for side in (height, width))
+    size = (_fast_length(height + 2 * reach), _fast_length(width + 2 * reach))
     around_corner = np.zeros(size)
     offsets = np.arange(-reach, reach + 1)
     around_corner[np.ix_(offsets % size[0], offsets % size[1])] = kernel[centre + offsets[:, None], centre + offsets]
     spectrum = np.fft.rfft2(around_corner).real
-    return reach, (size[0], size[1]), torch.from_numpy(np.ascontiguousarray(spectrum)).to(device)
+    return reach, size, torch.from_numpy(np.ascontiguousarray(spectrum)).to(device)
 
 
 @by_constants

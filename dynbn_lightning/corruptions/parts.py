@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Barrier
 from typing import Protocol, TypeVar
 
 import torch
@@ -40,8 +41,8 @@ def on_pixels(images: Tensor, work: Callable[..., Tensor], *per_image: Sliceable
 
     Args:
         images: Images (N, C, H, W) of any dtype.
-        work: Takes some of the images and the same part of each of `per_image`, and returns as many images of the same
-            shape and dtype. It may run on several threads at once, and must not change what it is given.
+        work: Takes some of the images, contiguous, and the same part of each of `per_image`, and returns as many images
+            of the same shape and dtype. It may run on several threads at once, and must not change what it is given.
         per_image: Tensors or `Draws` with something for each of the N images.
         by_layer: Whether the work is mostly on layers of one channel, so that parts may have more images.
 
@@ -51,7 +52,7 @@ def on_pixels(images: Tensor, work: Callable[..., Tensor], *per_image: Sliceable
     made = torch.empty_like(images, memory_format=torch.contiguous_format)
 
     def work_on(part: slice) -> None:
-        made[part] = work(images[part], *(each[part] for each in per_image))
+        made[part] = work(images[part].contiguous(), *(each[part] for each in per_image))
 
     on_all_cores(work_on, parts_of(images[:, :1] if by_layer else images), images.device)
     return made
@@ -116,8 +117,15 @@ def _keep_freed_memory() -> None:
 @lru_cache(maxsize=1)
 def _workers(threads: int, process: int) -> ThreadPoolExecutor:
     # A forked process has the parent's pool, but not its threads: hence the process among the arguments.
-    workers = ThreadPoolExecutor(threads, "dynbn-corrupt", initializer=torch.set_num_threads, initargs=(1,))
-    # Each thread sets its own number of torch threads, and with it the one that later threads begin with.
-    list(workers.map(lambda _: None, range(threads)))
+    workers = ThreadPoolExecutor(threads, "dynbn-corrupt", initializer=_use_one_thread)
+    # A thread that sets its number of torch threads sets the one that other threads begin with, too. That is put back
+    # once all of these have begun.
+    all_there = Barrier(threads)
+    list(workers.map(lambda _: all_there.wait(), range(threads)))
     torch.set_num_threads(threads)
     return workers
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # Takes the number over for good; a thread that was not asked would do so later.

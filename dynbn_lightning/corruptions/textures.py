@@ -88,6 +88,11 @@ def load_textures(folder: str | os.PathLike[str] | None, scale: float, device: t
     """
     if folder is None:
         return _generated(scale, device)
+    return _photographs(tuple((file, file.stat().st_mtime_ns) for file in texture_files(folder)), scale, device)
+
+
+def texture_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The photographs in a folder, by name; `CorruptionError` if there are none."""
     files = [file for file in sorted(Path(folder).glob("*")) if file.suffix.lower() in _SUFFIXES]
     files = [file for file in files if file.stem != _NEVER_DRAWN]
     if not files:
@@ -95,7 +100,7 @@ def load_textures(folder: str | os.PathLike[str] | None, scale: float, device: t
             f"there are no frost textures at {folder}: expected a folder with png or jpg files, such as the published "
             "frost1.png to frost5.jpg"
         )
-    return _photographs(tuple((file, file.stat().st_mtime_ns) for file in files), scale, device)
+    return files
 
 
 @lru_cache(maxsize=8)

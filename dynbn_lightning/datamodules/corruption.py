@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset
+from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset, texture_files
 from ..errors import DataError, did_you_mean
 from ..models.normalization import Normalization
 from .batches import BatchInfo, PixelBatch, corrupt_pixels, shift_and_flip
@@ -61,6 +61,7 @@ class CorruptionDataModule(LightningDataModule):
         severities: from 1 to 5.
         row_per: a row per `"corruption"`, over its severities, or per `"cell"`.
         preset: severity constants, `"imagenet"`, `"tiny_imagenet"`, `"cifar"`, or `"auto"` by image size.
+        frost_textures: folder of photographs of ice for `frost`, such as the published ones; None takes generated ones.
         image_size: resize and crop images to this size; those that have it already are left alone.
         validation_fraction: part of the training images held out from fitting and from the bank.
         seed: of corruptions, splits and orders.
@@ -84,6 +85,7 @@ class CorruptionDataModule(LightningDataModule):
         severities: Sequence[int] = SEVERITIES,
         row_per: Granularity = "corruption",
         preset: str = "auto",
+        frost_textures: str | Path | None = None,
         image_size: int | None = None,
         validation_fraction: float = 0.1,
         seed: int = 0,
@@ -119,6 +121,9 @@ class CorruptionDataModule(LightningDataModule):
         self.row_per, self.preset = row_per, preset
         self.image_size, self.validation_fraction, self.seed = image_size, validation_fraction, seed
         resolve_preset(preset, 32, 32)  # an unknown preset is refused here
+        self.frost_textures = frost_textures
+        if frost_textures is not None:
+            texture_files(frost_textures)  # and a folder without photographs
         self.batch_info: BatchInfo | None = None
 
     # What there is
@@ -169,6 +174,7 @@ class CorruptionDataModule(LightningDataModule):
         return {
             "source": self._source.name,
             "preset": resolve_preset(self.preset, height, width),
+            "frost_textures": "generated" if self.frost_textures is None else str(self.frost_textures),
             "normalization": self.normalization.to_dict(),
             "severities": list(self.severities),
             "image_size": [height, width],
@@ -313,7 +319,14 @@ class CorruptionDataModule(LightningDataModule):
         # Held-out images are training images by number, so their draws must not follow the split's name.
         split = "test" if batch.split == "test" else "train"
         return corrupt_pixels(
-            batch.pixels, codes, batch.indices, seed=self.seed, split=split, preset=self.preset, epoch=epoch
+            batch.pixels,
+            codes,
+            batch.indices,
+            seed=self.seed,
+            split=split,
+            preset=self.preset,
+            epoch=epoch,
+            frost_textures=self.frost_textures,
         )
 
     def _normalized(self, batch: PixelBatch) -> Tensor:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from corruption_fidelity import RANDOM_CORRUPTIONS
 from torch import Tensor
 
-RANDOM = list(RANDOM_CORRUPTIONS)
+RANDOM = [
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "glass_blur",
+    "motion_blur",
+    "snow",
+    "frost",
+    "fog",
+    "elastic_transform",
+    "speckle_noise",
+    "spatter",
+]
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -118,11 +118,17 @@ def test_deterministic_corruptions_draw_nothing(name: str) -> None:
     assert torch.equal(before, generator.get_state()) == (name not in RANDOM)
 
 
-def test_noncontiguous_and_gradient_tracking_images_work() -> None:
-    images = torch.rand(2, 32, 32, 3, requires_grad=True).movedim(-1, 1)
-    made = corrupt(images, "gaussian_blur", 2)
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_noncontiguous_and_gradient_tracking_images_work(name: str) -> None:
+    images = torch.rand(2, 32, 40, 3, requires_grad=True).movedim(-1, 1)
+    made = corrupt(images, name, 2, seeds=[1, 2])
     assert not made.requires_grad
-    assert torch.equal(made, corrupt(images.detach().contiguous(), "gaussian_blur", 2))
+    assert made.is_contiguous()
+    assert torch.equal(made, corrupt(images.detach().contiguous(), name, 2, seeds=[1, 2]))
+    last = pictures(2, 3, 32, 40).to(memory_format=torch.channels_last)
+    for some in (last, last[:1], last[..., ::2], pictures(1, 3, 32, 40).expand(2, -1, -1, -1)):
+        expected = corrupt(some.contiguous(), name, 5, seeds=range(len(some)))
+        assert torch.equal(corrupt(some, name, 5, seeds=range(len(some))), expected)
 
 
 def test_it_works_in_inference_mode_and_after_it() -> None:
