@@ -1,8 +1,8 @@
 """A batch worked on in parts: as many images at a time as a core's cache holds, and as many parts as there are cores.
 
 On a CPU what costs is moving pixels to and from memory, and starting threads for every small operation. So a part
-goes through all the operations of a corruption while it lies in the cache of one core. An accelerator takes far larger
-parts.
+goes through all the operations of a corruption while it lies in the caches of one core. Far smaller parts would cost
+more again: Python starts the operations of one core at a time. An accelerator takes far larger ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dynbn_lightning.corruptions.quantization import HIGHEST_LEVEL, floor_to_uint8
 
-_CACHED_VALUES = 1 << 18
+_CACHED_VALUES = 1 << 19
 _ACCELERATOR_VALUES = 1 << 26
 _LARGE_BLOCK = 30 << 20
 
@@ -82,8 +82,9 @@ def on_levels(images: Tensor, work: Callable[..., Tensor], *per_image: Sliceable
 
 def parts_of(images: Tensor) -> list[slice]:
     """The parts, one image or more each, to work on images (N, ...) in."""
-    values = _CACHED_VALUES if images.device.type == "cpu" else _ACCELERATOR_VALUES
-    size = max(1, values // images[0].numel())
+    on_cpu = images.device.type == "cpu"
+    values, cores = (_CACHED_VALUES, torch.get_num_threads()) if on_cpu else (_ACCELERATOR_VALUES, 1)
+    size = max(1, min(values // images[0].numel(), -(-len(images) // cores)))
     return [slice(first, first + size) for first in range(0, len(images), size)]
 
 

@@ -64,7 +64,8 @@ def test_parts_are_all_of_the_images() -> None:
     for count, side in ((1, 8), (700, 32), (5, 224), (3, 600)):
         parts = parts_of(torch.empty(count, 3, side, side))
         assert [image for part in parts for image in range(count)[part]] == list(range(count))
-    assert len(parts_of(torch.empty(5, 3, 224, 224))) == 5
+        assert len(parts) >= min(count, torch.get_num_threads())
+    assert len(parts_of(torch.empty(12, 3, 224, 224))) >= 4
 
 
 def double_in_child() -> None:
