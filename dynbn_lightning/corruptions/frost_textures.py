@@ -51,7 +51,7 @@ _SHEETS = (
         gains=(0.98, 1.0, 1.04),
         tints=(0.0, 0.0, 0.0),
         skew=-0.19,
-        unevenness=0.3,
+        unevenness=0.4,
         spectrum=(
             55.0,
             20.0,
@@ -76,7 +76,7 @@ _SHEETS = (
         gains=(0.97, 0.99, 1.03),
         tints=(0.0, 0.0, 0.0),
         skew=-0.22,
-        unevenness=0.3,
+        unevenness=0.4,
         spectrum=(
             150.0,
             20.0,
@@ -101,7 +101,7 @@ _SHEETS = (
         gains=(1.33, 0.98, 0.91),
         tints=(1.4, 0.0, -0.3),
         skew=0.1,
-        unevenness=0.3,
+        unevenness=0.33,
         spectrum=(
             120.0,
             15.0,
@@ -126,7 +126,7 @@ _SHEETS = (
         gains=(0.99, 1.0, 1.05),
         tints=(0.0, 0.0, 0.0),
         skew=0.06,
-        unevenness=0.4,
+        unevenness=0.48,
         spectrum=(
             250.0,
             23.0,
@@ -151,7 +151,7 @@ _SHEETS = (
         gains=(1.01, 1.0, 0.98),
         tints=(0.0, 0.0, 0.0),
         skew=0.16,
-        unevenness=0.35,
+        unevenness=0.46,
         spectrum=(
             400.0,
             13.0,

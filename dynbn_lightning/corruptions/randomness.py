@@ -11,8 +11,6 @@ from torch import Tensor
 
 _BITS = {torch.uint8: 8, torch.int16: 16, torch.int32: 32}
 _SEEDS = 2**63 - 1
-# So few numbers are drawn from 16 bits each, with chances equal to 1 part in 4,000.
-_FEW = 16
 
 
 class Draws:
@@ -96,9 +94,6 @@ class Draws:
 
     def integers(self, low: int, high: int, shape: Sequence[int]) -> Tensor:
         """Uniform int64 numbers (count, *shape) from low to high - 1."""
-        if high - low <= _FEW:
-            few = self.bits(shape, torch.int16).to(torch.int32)
-            return few.add_(2**15).mul_(high - low).bitwise_right_shift_(16).add_(low).to(torch.int64)
         steps = self.bits(shape, torch.int32).to(torch.int64)
         return steps.add_(2**31).mul_(high - low).bitwise_right_shift_(32).add_(low)
 
