@@ -84,7 +84,10 @@ def parts_of(images: Tensor) -> list[slice]:
     """The parts, one image or more each, to work on images (N, ...) in."""
     on_cpu = images.device.type == "cpu"
     values, cores = (_CACHED_VALUES, torch.get_num_threads()) if on_cpu else (_ACCELERATOR_VALUES, 1)
-    size = max(1, min(values // images[0].numel(), -(-len(images) // cores)))
+    most = max(1, values // images[0].numel())
+    # As many parts for every core: the last ones would leave some idle.
+    count = cores * -(-len(images) // (cores * most))
+    size = -(-len(images) // count)
     return [slice(first, first + size) for first in range(0, len(images), size)]
 
 

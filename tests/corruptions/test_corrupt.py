@@ -21,6 +21,7 @@ def test_the_public_names() -> None:
         "COMMON_CORRUPTIONS",
         "CORRUPTIONS",
         "Cell",
+        "Corrupt",
         "EXTRA_CORRUPTIONS",
         "PRESETS",
         "SEVERITIES",
@@ -28,6 +29,7 @@ def test_the_public_names() -> None:
         "corrupt",
         "quantize",
         "resolve_preset",
+        "texture_files",
     }
 
 
