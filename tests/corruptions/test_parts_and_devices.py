@@ -139,6 +139,15 @@ def test_draws_are_distributed_as_they_say(streams: bool) -> None:
     assert (counts - rates).pow(2).mean() == pytest.approx(10, rel=0.05)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")  # as an accelerator is worked on
 @pytest.mark.parametrize("name", RANDOM)
 def test_one_generator_serves_a_whole_batch(name: str) -> None:
     # What an accelerator does, in its ways that a CPU can go too.
