@@ -2,14 +2,16 @@
 
 from dynbn_lightning.batchnorm.bank import SOURCE_ROW, BNStatsBank
 from dynbn_lightning.batchnorm.batch_statistics import BatchStatisticsPolicy
-from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers, register
-from dynbn_lightning.batchnorm.mixing import MIXINGS, Mixing, mix_rows
+from dynbn_lightning.batchnorm.collecting import PROPAGATIONS, Propagation
+from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers, register, unpatch
+from dynbn_lightning.batchnorm.mixing import MIXINGS, Mixing, blend_with_source, mix_rows
 from dynbn_lightning.batchnorm.patched_layers import LayerPolicy, PatchedLayer
 from dynbn_lightning.batchnorm.patching import Patch
 from dynbn_lightning.batchnorm.routing import Routing, patch_with_bank, routed
 
 __all__ = [
     "MIXINGS",
+    "PROPAGATIONS",
     "SOURCE_ROW",
     "BNStatsBank",
     "BatchStatisticsPolicy",
@@ -17,11 +19,14 @@ __all__ = [
     "Mixing",
     "Patch",
     "PatchedLayer",
+    "Propagation",
     "Routing",
+    "blend_with_source",
     "canonical_name",
     "find_batchnorm_layers",
     "mix_rows",
     "patch_with_bank",
     "register",
     "routed",
+    "unpatch",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank_file import read_bank_file, write_bank_file
-from dynbn_lightning.batchnorm.collecting import collect_statistics
+from dynbn_lightning.batchnorm.collecting import Propagation, check_propagation, collect_statistics
 from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
+from dynbn_lightning.batchnorm.moments import gather_from_ranks, is_first_rank
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
 from dynbn_lightning.errors import BankError, DataError, did_you_mean, first_few
 from dynbn_lightning.progress import progress_bar
@@ -34,6 +36,7 @@ class BNStatsBank:
         fingerprints: of the model's weights, by precision.
         provenance: what produced the rows: normalization, preset, severities, seed, source, images per row, as far as
             it is known.
+        skip: layers of the model, or modules that hold some, which are left as they are.
     """
 
     rows: tuple[str, ...]
@@ -42,6 +45,7 @@ class BNStatsBank:
     var: Tensor
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers.values()) < 1:
@@ -58,48 +62,117 @@ class BNStatsBank:
             raise BankError("a bank's means and variances are finite and its variances at least 0; these are not")
 
     @classmethod
-    def collect(cls, model: nn.Module, loaders: Mapping[str, Iterable[Any]], *, progress: bool = True) -> BNStatsBank:
+    def collect(
+        cls,
+        model: nn.Module,
+        loaders: Mapping[str, Iterable[Any]],
+        *,
+        propagate: Propagation = "batch",
+        skip: Sequence[str] = (),
+        path: str | Path | None = None,
+        progress: bool = True,
+    ) -> BNStatsBank:
         """Measure a row for every entry of `loaders`; row 0 is what the model came with.
 
-        A row's statistics are those that each layer sees when the layers before it already use the row's own, merged
-        exactly over the batches, one forward pass per image.
+        A layer's statistics depend on what the layers before it do, which `propagate` says:
+
+        - `"batch"`: they normalise every batch by its own moments, which are merged exactly over the batches; one
+          forward pass per image. With all images of a row in one batch this is `"sequential"`.
+        - `"source"`: they keep the source statistics; one forward pass per image, independent of the batch size.
+        - `"sequential"`: they normalise by the row's own finished statistics, layer after layer; independent of the
+          batch size, to float32 accuracy; half a forward per image and layer, and the images of a row are kept.
+
+        Where `torch.distributed` runs, every rank brings its share of each row's images and gets the whole bank.
 
         Args:
             model: the classifier, on the device to run on; as it was afterwards.
             loaders: row name -> batches of images (N, C, H, W), normalised as the model takes them, or tuples that
                 begin with them. `CorruptionDataModule.row_loaders()` is one, and records what it did in `provenance`.
                 An entry `clean` is passed over.
+            propagate: `"batch"`, `"source"` or `"sequential"`.
+            skip: names of layers, or of modules that hold some, which have no statistics in the bank and are left as
+                they are whenever it is used; for layers that are not supported.
+            path: where to write the bank. Finished rows are kept beside it until all are, and the same call goes on
+                after them if it is interrupted.
             progress: show a progress bar.
 
         Raises:
-            UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones.
+            UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones that are not skipped.
             DataError: if a loader is empty or yields no images, or images with NaN; it names the row.
-            BankError: if there is no row to measure.
+            BankError: if there is no row to measure, or if the rows kept beside `path` are of another collection.
         """
-        layers = find_batchnorm_layers(model)
+        check_propagation(propagate)
+        layers = find_batchnorm_layers(model, skip)
         rows = [row for row in loaders if row != SOURCE_ROW]
         if not rows:
             raise BankError("no rows to measure: `loaders` needs an entry besides 'clean', such as 'fog'")
-        statistics = {SOURCE_ROW: {name: source_statistics(layer) for name, layer in layers.items()}}
-        image_counts: dict[str, int] = {}
+        source = {name: source_statistics(layer) for name, layer in layers.items()}
+        mean, var = (torch.cat([row[part].float().cpu() for row in source.values()])[None] for part in (0, 1))
+        bank = cls(
+            rows=(SOURCE_ROW,),
+            layers={name: len(row_mean) for name, (row_mean, _) in source.items()},
+            mean=mean,
+            var=var,
+            fingerprints=fingerprints(model),
+            provenance={**dict(getattr(loaders, "provenance", {})), "propagate": propagate, "image_counts": {}},
+            skip=tuple(skip),
+        )
+        path = None if path is None else Path(path)
+        unfinished = None if path is None else path.with_name(f"{path.stem}.unfinished{path.suffix}")
+        if unfinished is not None:
+            bank = gather_from_ranks(bank._continued(unfinished, rows) if is_first_rank() else bank)[0]
         with progress_bar(shown=progress) as bar:
             task = bar.add_task("BatchNorm statistics", total=len(rows))
             for row in rows:
                 bar.update(task, description=f"BatchNorm statistics of {row}")
-                try:
-                    statistics[row], image_counts[row] = collect_statistics(model, loaders[row])
-                except DataError as error:
-                    raise DataError(f"row {row!r}: {error}") from error
+                if row not in bank.rows:
+                    try:
+                        bank = bank._with_row(row, *collect_statistics(model, loaders[row], propagate, skip))
+                    except DataError as error:
+                        raise DataError(f"row {row!r}: {error}") from error
+                    if unfinished is not None and is_first_rank():
+                        bank.save(unfinished)
                 bar.advance(task)
             bar.update(task, description="BatchNorm statistics")
-        provenance = dict(getattr(loaders, "provenance", {}))
-        return cls(
-            rows=(SOURCE_ROW, *rows),
-            layers={name: len(statistics[SOURCE_ROW][name][0]) for name in layers},
-            mean=torch.stack([torch.cat([m.float().cpu() for m, _ in row.values()]) for row in statistics.values()]),
-            var=torch.stack([torch.cat([v.float().cpu() for _, v in row.values()]) for row in statistics.values()]),
-            fingerprints=fingerprints(model),
-            provenance={**provenance, "image_counts": image_counts},
+        if path is not None and unfinished is not None and is_first_rank():
+            unfinished.replace(path)
+        return bank
+
+    def _continued(self, unfinished: Path, rows: Sequence[str]) -> BNStatsBank:
+        """The bank in the file `unfinished`, which an interrupted collection of `rows` left; this one if there is none.
+
+        Raises:
+            BankError: if what is there is damaged or comes from another collection.
+        """
+        if not unfinished.exists():
+            return self
+        kept = BNStatsBank.load(unfinished)
+        expected, found = (_comparable({**bank.provenance, "image_counts": {}}) for bank in (self, kept))
+        differences = [
+            f"{key}: {found.get(key)!r} there, {value!r} here"
+            for key, value in expected.items()
+            if found.get(key) != value
+        ]
+        if dict(kept.fingerprints) != dict(self.fingerprints) or kept.skip != self.skip:
+            differences.append("the model")
+        if kept.rows[1:] != tuple(rows)[: len(kept) - 1]:
+            differences.append(f"rows: {first_few(kept.rows[1:])} there, {first_few(rows)} here")
+        if differences:
+            raise BankError(
+                f"{unfinished} holds the first rows of another collection ({'; '.join(differences)}): "
+                "remove it to begin anew, or write to another path"
+            )
+        return kept
+
+    def _with_row(self, row: str, statistics: Mapping[str, tuple[Tensor, Tensor]], images: int) -> BNStatsBank:
+        mean, var = (torch.cat([statistics[name][part] for name in self.layers])[None] for part in (0, 1))
+        counts = {**self.provenance["image_counts"], row: images}
+        return replace(
+            self,
+            rows=(*self.rows, row),
+            mean=torch.cat([self.mean, mean]),
+            var=torch.cat([self.var, var]),
+            provenance={**self.provenance, "image_counts": counts},
         )
 
     def __getitem__(self, row: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -122,7 +195,8 @@ class BNStatsBank:
 
     def mismatch(self, model: nn.Module) -> str | None:
         """What differs between the model that this bank was collected on and `model`; None if nothing does."""
-        widths = {name: source_statistics(layer)[0].numel() for name, layer in find_batchnorm_layers(model).items()}
+        found = find_batchnorm_layers(model, self.skip)
+        widths = {name: source_statistics(layer)[0].numel() for name, layer in found.items()}
         if widths != dict(self.layers):
             missing = [name for name in self.layers if name not in widths]
             extra = [name for name in widths if name not in self.layers]
@@ -160,6 +234,7 @@ class BNStatsBank:
             "layers": [[name, width] for name, width in self.layers.items()],
             "fingerprints": dict(self.fingerprints),
             "provenance": dict(self.provenance),
+            "skip": list(self.skip),
         }
         write_bank_file(Path(path), self.mean, self.var, metadata)
 
@@ -182,9 +257,16 @@ class BNStatsBank:
                 var=var,
                 fingerprints=dict(metadata["fingerprints"]),
                 provenance=dict(metadata["provenance"]),
+                skip=tuple(str(name) for name in metadata["skip"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BankError(f"{path} is damaged: {error}") from error
         if model is not None:
             bank.check_model(model)
         return bank
+
+
+def _comparable(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance as it comes back from a file, where tuples are lists."""
+    read: dict[str, Any] = json.loads(json.dumps(provenance))
+    return read

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -16,7 +16,8 @@ from dynbn_lightning.batchnorm.patched_layers import (
     PatchedLayer,
     PatchedSyncBatchNorm,
 )
-from dynbn_lightning.errors import RoutingError, UnsupportedModelError, first_few
+from dynbn_lightning.batchnorm.unsupported import why_none, why_unsupported
+from dynbn_lightning.errors import RoutingError, UnsupportedModelError, did_you_mean, first_few
 
 _PATCHED_CLASSES: dict[type[nn.Module], type[PatchedLayer]] = {
     nn.BatchNorm1d: PatchedBatchNorm1d,
@@ -49,12 +50,16 @@ def register(layer_class: type[nn.Module], patched_class: type[PatchedLayer]) ->
 
 def patched_class_of(layer: nn.Module) -> type[PatchedLayer] | None:
     """The class that stands in for a layer's exact class, or None if that class is not registered."""
-    if "timm.layers.norm_act" in sys.modules and type(layer) not in _PATCHED_CLASSES:
+    return _patched_classes().get(type(layer))
+
+
+def _patched_classes() -> dict[type[nn.Module], type[PatchedLayer]]:
+    if "timm.layers.norm_act" in sys.modules:
         from dynbn_lightning.batchnorm.patched_timm import TIMM_CLASSES
 
         for layer_class, patched_class in TIMM_CLASSES.items():
             _PATCHED_CLASSES.setdefault(layer_class, patched_class)
-    return _PATCHED_CLASSES.get(type(layer))
+    return _PATCHED_CLASSES
 
 
 def canonical_name(name: str) -> str:
@@ -62,59 +67,78 @@ def canonical_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def find_batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:
+def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[str, nn.Module]:
     """The BatchNorm layers of a model by name, in the order of `named_modules`; each layer object once.
+
+    Args:
+        model: any module.
+        skip: names of layers, or of modules that hold some, which are left as they are.
 
     Raises:
         UnsupportedModelError: if there is none, or a layer that normalises with running statistics in another way
             than the registered classes do, a scripted one, or one without statistics; each is named with its path.
+            Also if `skip` names no module.
         RoutingError: if the model is already patched.
     """
     layers: dict[str, nn.Module] = {}
-    unsupported: list[str] = []
+    unsupported: dict[str, str] = {}
+    _check_skip(model, skip)
     for name, module in model.named_modules():
+        name = canonical_name(name)
         if isinstance(module, PatchedLayer):
             raise RoutingError(
                 f"layer {name!r} is patched already: leave the other `routed` context, or call the other "
-                "callback's undo(), before patching this model again"
+                "callback's undo(), before patching this model again; batchnorm.unpatch(model) gives a copy of a "
+                "patched model its own layers back"
             )
+        if any(name == skipped or name.startswith(f"{skipped}.") for skipped in skip):
+            continue
         if patched_class_of(module) is not None:
             reason = _missing_statistics(module)
             if reason is None:
-                layers[canonical_name(name)] = module
+                layers[name] = module
                 continue
         else:
-            reason = _why_unsupported(module)
+            reason = why_unsupported(module)
         if reason is not None:
-            unsupported.append(f"{name or '(the model itself)'} ({type(module).__name__}: {reason})")
+            unsupported[name] = f"{name or '(the model itself)'} ({type(module).__name__}: {reason})"
     if unsupported:
         raise UnsupportedModelError(
             "these layers normalise with running statistics in a way that cannot be routed: "
-            + first_few(unsupported)
-            + ". Replace them with torch.nn.BatchNorm2d, or register a class of your own with batchnorm.register."
+            + first_few(list(unsupported.values()))
+            + ". Replace them with torch.nn.BatchNorm2d, register a class of your own with batchnorm.register"
+            + (f", or leave them as they are with skip={list(unsupported)}." if layers else ".")
         )
     if not layers:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no BatchNorm layers, so there are no statistics to look up; "
-            "models with LayerNorm or GroupNorm (ConvNeXt, vision transformers) cannot be adapted this way"
-        )
+        raise UnsupportedModelError(f"{type(model).__name__} has no BatchNorm layers{why_none(model)}")
     return layers
+
+
+def _check_skip(model: nn.Module, skip: Collection[str]) -> None:
+    if isinstance(skip, str):
+        raise UnsupportedModelError(f"skip={skip!r} is a string: expected a list of names, skip=[{skip!r}]")
+    names = {canonical_name(name) for name, _ in model.named_modules(remove_duplicate=False)} if skip else set()
+    for name in skip:
+        if not name or name not in names:
+            raise UnsupportedModelError(
+                f"skip={list(skip)}: {type(model).__name__} has no module {name!r}, {did_you_mean(name, names)}"
+            )
+
+
+def unpatch(model: nn.Module) -> None:
+    """Give every patched layer of a model its own class back, whoever patched it; does nothing if there is none.
+
+    For a copy or an unpickled twin of a patched model, which is routed as the original was then and which no `Patch`
+    undoes.
+    """
+    for module in model.modules():
+        if isinstance(module, PatchedLayer):
+            own_class = next(ancestor for ancestor in type(module).__mro__ if ancestor in _patched_classes())
+            module.__class__ = own_class  # type: ignore[assignment]
+            module.__dict__.pop("dynbn_policy", None)
 
 
 def _missing_statistics(layer: nn.Module) -> str | None:
     if isinstance(getattr(layer, "running_mean", None), Tensor) and isinstance(layer.running_var, Tensor):
         return None
     return "track_running_stats=False, it has no running statistics"
-
-
-def _why_unsupported(module: nn.Module) -> str | None:
-    if isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in str(getattr(module, "original_name", "")):
-        return "a scripted layer cannot be patched; patch the model before torch.jit.script"
-    if isinstance(module, (nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d)):
-        return "not materialised yet; run one batch through the model first"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "a subclass of BatchNorm whose arithmetic is not known"
-    buffers = dict(module.named_buffers(recurse=False))
-    if "running_mean" in buffers or "running_var" in buffers:
-        return "keeps running statistics"
-    return None

@@ -20,11 +20,11 @@ def check_mixing(mixing: str) -> None:
 
 
 def check_weights(weights: Tensor, num_rows: int) -> Tensor:
-    """Return mixture weights (N, K) if their shape and dtype fit a bank of K rows, else raise `RoutingError`."""
-    if weights.dim() != 2 or weights.shape[1] != num_rows or not weights.is_floating_point():
+    """Return mixture weights (N, K) or (K,) if shape and dtype fit a bank of K rows, else raise `RoutingError`."""
+    if weights.dim() not in (1, 2) or weights.shape[-1] != num_rows or not weights.is_floating_point():
         raise RoutingError(
             f"an assignment is row numbers (N,), or mixture weights (N, {num_rows}) of a floating dtype, a column per "
-            f"row of the bank; got {tuple(weights.shape)} of {weights.dtype}"
+            f"row of the bank, or ({num_rows},) for all images; got {tuple(weights.shape)} of {weights.dtype}"
         )
     return weights
 
@@ -50,6 +50,8 @@ def mix_rows(weights: Tensor, means: Tensor, variances: Tensor, mixing: Mixing =
         RoutingError: if shapes don't fit or `mixing` is unknown.
     """
     check_weights(weights, len(means))
+    if weights.dim() != 2:
+        raise RoutingError(f"weights of shape {tuple(weights.shape)}: expected (N, {len(means)})")
     check_mixing(mixing)
     if means.shape != variances.shape:
         raise RoutingError(f"means of shape {tuple(means.shape)} but variances of shape {tuple(variances.shape)}")
@@ -65,3 +67,34 @@ def mix_rows(weights: Tensor, means: Tensor, variances: Tensor, mixing: Mixing =
             for weight, row_mean in zip(columns, means, strict=True):
                 var.addcmul_(weight, (row_mean - mean).square())
     return mean, var
+
+
+def blend_with_source(weights: Tensor, source_weight: float | Tensor) -> Tensor:
+    """Mixture weights of which a share goes to row 0, the source statistics: (1 - s) * weights + s * (row 0).
+
+    Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", section 3,
+    blend source and target statistics with s = N / (N + n); they average the variances (`mixing="average"`).
+
+    Args:
+        weights: shape (N, K), or (K,) for one mixture.
+        source_weight: the share s in [0, 1]: one number, or one for each image, shape (N,).
+
+    Returns:
+        Weights of the shape and dtype of `weights`; with s = 0 exactly these, with s = 1 exactly row 0.
+
+    Raises:
+        RoutingError: if `source_weight` is outside [0, 1] or of another shape.
+    """
+    share = torch.as_tensor(source_weight, dtype=weights.dtype)
+    if share.dim() and share.shape != weights.shape[:-1]:
+        raise RoutingError(
+            f"source_weight of shape {tuple(share.shape)} for {tuple(weights.shape[:-1])} images: expected one number, "
+            "or one for each image"
+        )
+    low, high = torch.stack(share.reshape(-1).aminmax()).tolist()
+    if not (low >= 0 and high <= 1):
+        raise RoutingError(f"source_weight from {low:.3g} to {high:.3g}: expected shares in [0, 1]")
+    share = share.to(weights.device).unsqueeze(-1)
+    source = torch.zeros_like(weights)
+    source[..., 0] = 1
+    return weights * (1 - share) + source * share

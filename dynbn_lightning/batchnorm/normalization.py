@@ -39,14 +39,34 @@ def normalize_batch(
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     if mean.shape[0] != x.shape[0]:
         raise RoutingError(f"statistics of {mean.shape[0]} images for activations of {x.shape[0]}")
-    return _normalize_per_image(x, mean, var, weight, bias, eps)
+    # The same kernel as the layer's own in both ways, so the same bits, where x * scale + shift would round
+    # differently in about a third of the values.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and memory_format_of(x) != torch.contiguous_format:
+        return _normalize_image_by_image(x, mean, var, weight, bias, eps)
+    return _normalize_in_one_view(x, mean, var, weight, bias, eps)
 
 
-def _normalize_per_image(
+def _normalize_image_by_image(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    # One batch norm on the (1, N * C, *spatial) view: the same kernel as the layer's own, so the same bits, where
-    # x * scale + shift would round differently in about a third of the values.
+    # Channels last: an image's channels are no rows of memory, and bringing them there and back costs more than
+    # starting a kernel for every image.
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, weight, bias)):
+        rows = zip(x.unsqueeze(1), mean, var, strict=True)
+        return torch.cat([F.batch_norm(image, m, v, weight, bias, training=False, eps=eps) for image, m, v in rows])
+    out, unused = torch.empty_like(x), mean.new_empty(0)
+    with torch.no_grad():
+        for image, m, v, target in zip(x.unsqueeze(1), mean, var, out.unsqueeze(1), strict=True):
+            torch.ops.aten.native_batch_norm.out(
+                image, weight, bias, m, v, False, 0.0, eps, out=target, save_mean=unused, save_invstd=unused
+            )
+    return out
+
+
+def _normalize_in_one_view(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    # One batch norm on the (1, N * C, *spatial) view.
     images, channels, *spatial = x.shape
     mean, var = (table.reshape(-1).contiguous() for table in (mean, var))
     if x.device.type == "cpu" and not x.is_contiguous(memory_format=memory_format_of(x)):
@@ -104,3 +124,21 @@ def normalize_with_batch_moments(
     # Momentum 1 makes the "running" statistics those of this batch: exactly, because 0 * 0 + 1 * value is.
     out = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
     return out, mean, var
+
+
+def batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many values per channel there are, their mean and their unbiased variance.
+
+    Args:
+        x: activations, shape (N, C) or (N, C, *spatial), floating.
+
+    Returns:
+        The count, the mean (C,) and the variance (C,), both in float32 (float64 for float64 activations); a single
+        value per channel has the variance 0.
+    """
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        mean = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+        return count, mean, torch.zeros_like(mean)
+    _, mean, var = normalize_with_batch_moments(x, None, None, eps=1e-5)
+    return count, mean, var

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 
 from torch import nn
@@ -12,47 +12,71 @@ from dynbn_lightning.batchnorm.patched_layers import LayerPolicy
 
 
 class Patch:
-    """The BatchNorm layers of a model, patched until `undo()` or the end of the `with` block.
+    """The BatchNorm layers of a model, patched from `apply()` to `undo()`, or inside a `with` block.
 
     Only each layer's class and one plain attribute change: no parameter, buffer, hook or name, so checkpoints saved
-    or loaded meanwhile are those of the unpatched model, and undoing cannot lose a bit.
+    or loaded meanwhile are those of the unpatched model, and undoing cannot lose a bit. Whoever drops a patch without
+    undoing it, as an interrupt between two lines may, has it undone.
 
     Args:
-        model: any module with BatchNorm layers.
+        model: any module with BatchNorm layers; nothing is changed before `apply()`.
         make_policy: called with each layer's name and the layer, returns what the layer shall do.
+        skip: names of layers, or of modules that hold some, which are left as they are.
 
     Raises:
-        UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones; nothing is patched then.
+        UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones that are not skipped.
         RoutingError: if it is patched already.
     """
 
-    def __init__(self, model: nn.Module, make_policy: Callable[[str, nn.Module], LayerPolicy]) -> None:
-        layers = find_batchnorm_layers(model)
-        policies = {name: make_policy(name, layer) for name, layer in layers.items()}
-        self._layers: list[tuple[nn.Module, type[nn.Module]]] = []
+    def __init__(
+        self, model: nn.Module, make_policy: Callable[[str, nn.Module], LayerPolicy], skip: Collection[str] = ()
+    ) -> None:
+        self._patched: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._model, self._make_policy, self._skip = model, make_policy, skip
+        find_batchnorm_layers(model, skip)
+
+    def apply(self) -> Patch:
+        """Patch the layers; returns the patch. An error or interrupt half way leaves the model as it was.
+
+        Raises:
+            RoutingError: if the model was patched meanwhile.
+        """
+        layers = find_batchnorm_layers(self._model, self._skip)
+        policies = {name: self._make_policy(name, layer) for name, layer in layers.items()}
         try:
             for name, layer in layers.items():
                 patched_class = patched_class_of(layer)
                 assert patched_class is not None
-                self._layers.append((layer, type(layer)))
+                self._patched.append((layer, type(layer)))
                 layer.__dict__["dynbn_policy"] = policies[name]
                 layer.__class__ = patched_class  # type: ignore[assignment]
         except BaseException:
             self.undo()
             raise
+        return self
 
     def undo(self) -> None:
         """Give every layer its own class back; a second call does nothing."""
-        while self._layers:
-            layer, own_class = self._layers[-1]
+        try:
+            self._give_back()
+        except BaseException:  # an interrupt: finish first
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        while self._patched:
+            layer, own_class = self._patched[-1]
             layer.__class__ = own_class
             layer.__dict__.pop("dynbn_policy", None)
-            self._layers.pop()
+            self._patched.pop()
 
     def __enter__(self) -> Patch:
-        return self
+        return self.apply()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.undo()
+
+    def __del__(self) -> None:
+        self._give_back()

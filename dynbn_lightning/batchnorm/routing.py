@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank import BNStatsBank
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
-from dynbn_lightning.batchnorm.mixing import Mixing, check_mixing, check_weights, mix_rows
+from dynbn_lightning.batchnorm.mixing import Mixing, blend_with_source, check_mixing, check_weights, mix_rows
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
 from dynbn_lightning.errors import RoutingError, did_you_mean
@@ -34,7 +34,7 @@ class Routing:
 
     def __init__(self, bank: BNStatsBank, model: nn.Module, mixing: Mixing = "moments") -> None:
         check_mixing(mixing)
-        layers = find_batchnorm_layers(model)
+        layers = find_batchnorm_layers(model, bank.skip)
         source = [source_statistics(layers[name]) for name in bank.layers]
         # Row 0 comes from the model itself: a cast to half precision has rounded its statistics since the bank was
         # collected, and images on row 0 must see exactly what the layer's own forward sees.
@@ -52,72 +52,89 @@ class Routing:
             bounds.append(bounds[-1] + width)
         self._channels = {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(bank.layers)}
 
-    def set(self, assignment: Tensor | str, copies: Copies | None = None) -> None:
+    def set(
+        self, assignment: Tensor | str, copies: Copies | None = None, *, source_weight: float | Tensor | None = None
+    ) -> None:
         """Assign rows to the images of the next forward passes.
 
         Args:
             assignment: row numbers (N,) of a whole-number dtype, one per image; or mixture weights (N, K) floating,
-                each row non-negative and summing to 1; or the name of one row for all images of any batch.
+                each row non-negative and summing to 1; or, shared by all images of batches of any size, the name of
+                one row or weights (K,).
             copies: where layers see each image several times, folded into the batch: `"adjacent"`, an image's copies
                 beside each other (time or crops, (N, T) flattened), or `"stacked"`, the whole batch again and again
                 (`torch.cat([x, x.flip(-1)])`). Without it a batch of another size than N is refused.
+            source_weight: blend with the source statistics: the share of row 0 in [0, 1], one number or (N,), see
+                `blend_with_source`.
 
-        A batch wholly on row 0 runs each layer's own forward. Finding that out costs one host synchronisation on CUDA.
+        A batch wholly on row 0 runs each layer's own forward, and one that shares a row one ordinary batch norm.
+        Finding that out costs one host synchronisation on CUDA.
 
         Raises:
             RoutingError: for wrong shapes, dtypes, row numbers, names, or weights that are no mixture.
         """
         if copies is not None and copies not in get_args(Copies):
             raise RoutingError(f"copies={copies!r}: expected 'adjacent', 'stacked' or None")
-        self._copies = copies
         if isinstance(assignment, str):
             if assignment not in self._rows:
                 raise RoutingError(f"the bank has no row {assignment!r}: {did_you_mean(assignment, self._rows)}")
-            self._use_one_row(self._rows.index(assignment))
-            self._images = None
-            return
+            assignment = self._one_hot(torch.tensor(self._rows.index(assignment)))
         if assignment.dim() and len(assignment) == 0:
             raise RoutingError("an assignment for an empty batch: expected a row for at least one image")
         if assignment.dim() == 1 and assignment.dtype in _ROW_NUMBER_DTYPES:
-            self._set_rows(assignment)
+            shared_row = self._check_rows(assignment)
+            if source_weight is None:
+                statistics = self._of_rows(assignment, shared_row)
+            else:
+                statistics = self._of_weights(blend_with_source(self._one_hot(assignment), source_weight))
         else:
-            self._set_weights(assignment)
-        self._images = len(assignment)
+            check_weights(assignment, len(self._rows))
+            if source_weight is not None:
+                assignment = blend_with_source(assignment, source_weight)
+            statistics = self._of_weights(assignment)
+        # Nothing was assigned if anything above raised.
+        is_shared = assignment.dim() == 1 and assignment.is_floating_point()
+        self._statistics, self._images, self._copies = statistics, None if is_shared else len(assignment), copies
 
     def clear(self) -> None:
         """Go back to the source statistics, for batches of any size."""
         self._statistics = self._images = None
 
-    def _use_one_row(self, row: int) -> None:
-        self._statistics = None if row == 0 else (self._means[row], self._vars[row])
+    def _one_hot(self, rows: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(rows.long(), len(self._rows)).to(self._means.dtype)
 
-    def _set_rows(self, rows: Tensor) -> None:
+    def _check_rows(self, rows: Tensor) -> int | None:
         low, high = torch.stack(rows.aminmax()).tolist()
         if low < 0 or high >= len(self._rows):
             raise RoutingError(f"row numbers from {low} to {high} for a bank of {len(self._rows)} rows")
-        if low == high:
-            self._use_one_row(low)
-        else:
-            rows = rows.to(self._means.device, torch.int64)  # indexing with uint8 would select as with a mask
-            self._statistics = self._means[rows], self._vars[rows]
+        return int(low) if low == high else None
 
-    def _set_weights(self, weights: Tensor) -> None:
-        check_weights(weights, len(self._rows))
+    def _of_rows(self, rows: Tensor, shared_row: int | None) -> tuple[Tensor, Tensor] | None:
+        if shared_row == 0:
+            return None
+        if shared_row is not None:
+            return self._means[shared_row], self._vars[shared_row]
+        rows = rows.to(self._means.device, torch.int64)  # indexing with uint8 would select as with a mask
+        return self._means[rows], self._vars[rows]
+
+    def _of_weights(self, weights: Tensor) -> tuple[Tensor, Tensor] | None:
         # A sum of rounded weights is off by their rounding; NaN fails both comparisons.
         off = max(1e-3, 4 * torch.finfo(weights.dtype).eps)
-        is_mixture = (weights.min() >= 0) & ((weights.float().sum(1) - 1).abs().max() < off)
-        on_source = (weights[:, 0] == 1).all()
+        is_mixture = (weights.min() >= 0) & ((weights.float().sum(-1) - 1).abs().max() < off)
+        on_source = (weights[..., 0] == 1).all()
         mixture, source = torch.stack([is_mixture, on_source]).tolist()
         if not mixture:
+            sums = weights.sum(-1)
             raise RoutingError(
                 f"mixture weights must be at least 0 and sum to 1 for each image; these range from "
-                f"{weights.min():.3g} to {weights.max():.3g} and their sums from {weights.sum(1).min():.3g} to "
-                f"{weights.sum(1).max():.3g}: apply softmax to logits first"
+                f"{weights.min():.3g} to {weights.max():.3g} and their sums from {sums.min():.3g} to "
+                f"{sums.max():.3g}: apply softmax to logits first"
             )
         if source:
-            self._statistics = None
-        else:
-            self._statistics = mix_rows(weights.to(self._means.device), self._means, self._vars, self._mixing)
+            return None
+        per_image = weights.to(self._means.device).reshape(-1, len(self._rows))
+        means, variances = mix_rows(per_image, self._means, self._vars, self._mixing)
+        return (means, variances) if weights.dim() == 2 else (means[0], variances[0])
 
     def forward(self, name: str, layer: PatchedLayer, x: Tensor) -> Tensor:
         """The output of the layer called `name` under the present assignment."""
@@ -125,7 +142,10 @@ class Routing:
             raise RoutingError(
                 f"layer {name!r} is in training mode while it is routed: call model.eval(), or undo the patch first"
             )
-        copies, rest = (1, 0) if self._images is None else divmod(len(x), self._images)
+        copies = 1 if self._images is None else len(x) // self._images
+        rest = (
+            0 if self._images is None else len(x) % self._images
+        )  # no divmod: torch.compile knows none of a batch size
         if rest or not copies or (copies > 1 and self._copies is None):
             raise RoutingError(
                 f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {self._images} images: assign one "
@@ -154,7 +174,7 @@ class RoutingPolicy:
 
 
 def patch_with_bank(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "moments") -> tuple[Patch, Routing]:
-    """Patch a model for routing until `Patch.undo()`; `routed` is the same as a context.
+    """A patch of a model for routing, between `Patch.apply()` and `undo()`; `routed` is the same as a context.
 
     Raises:
         BankError: if the bank was collected on another model.
@@ -163,7 +183,7 @@ def patch_with_bank(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "momen
     """
     bank.check_model(model)
     routing = Routing(bank, model, mixing)
-    return Patch(model, lambda name, layer: RoutingPolicy(name, routing)), routing
+    return Patch(model, lambda name, layer: RoutingPolicy(name, routing), bank.skip), routing
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class BatchNormCallback(Callback, ABC):
 
     @abstractmethod
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
-        """Patch the model and return the patch; misuse is reported here, before any step."""
+        """The patch to apply, from now to the end of the run; misuse is reported here, before any step."""
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Called before each step with the batch that the step will get, on the device."""
@@ -52,6 +52,7 @@ class BatchNormCallback(Callback, ABC):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self._patch = self.patch(trainer, pl_module)
+            self._patch.apply()
 
     def _before(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self._patch is not None:

@@ -120,7 +120,7 @@ class DynamicBNCallback(BatchNormCallback):
         return next(iter(matches.values()))
 
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
-        """Find the bank's model, check that it is the bank's, and patch it."""
+        """Find the bank's model, check that it is the bank's, and say how to patch it."""
         model = self.find_model(pl_module)
         if self.detector is not None:
             self.detector.to(pl_module.device)

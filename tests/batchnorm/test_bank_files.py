@@ -64,7 +64,7 @@ def header_and_tables(path):
 def test_round_trip_keeps_every_bit(bank, path, model):
     loaded = BNStatsBank.load(path, model)
     assert_equal_banks(loaded, bank)
-    assert loaded.provenance == {**PROVENANCE, "image_counts": {"fog": 6, "snow": 6}}
+    assert loaded.provenance == {**PROVENANCE, "propagate": "batch", "image_counts": {"fog": 6, "snow": 6}}
     assert_equal_banks(BNStatsBank.load(str(path)), bank)
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from dynbn_lightning.batchnorm import BNStatsBank
-from dynbn_lightning.batchnorm.collecting import MomentAccumulator, collect_statistics
+from dynbn_lightning.batchnorm.collecting import collect_statistics
+from dynbn_lightning.batchnorm.moments import MomentAccumulator
 from dynbn_lightning.errors import BankError, DataError, RoutingError
 
 

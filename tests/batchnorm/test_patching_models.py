@@ -244,6 +244,9 @@ def test_a_forward_that_raises_leaves_the_patch_usable(model, bank):
 def test_undo_twice_and_a_patch_that_fails_half_way(model):
     before = snapshot(model)
     patch = Patch(model, lambda name, layer: BatchStatisticsPolicy())
+    assert_same(before, model)  # nothing before apply()
+    patch.apply()
+    assert isinstance(model[1], PatchedLayer)
     patch.undo()
     patch.undo()
     assert_same(before, model)
@@ -254,7 +257,7 @@ def test_undo_twice_and_a_patch_that_fails_half_way(model):
         return BatchStatisticsPolicy()
 
     with pytest.raises(KeyboardInterrupt):
-        Patch(model, make_policy)
+        Patch(model, make_policy).apply()
     assert_same(before, model)
 
 
