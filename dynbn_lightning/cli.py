@@ -156,13 +156,18 @@ def _build_parser() -> ArgumentParser:
         bank_commands,
         "build",
         _bank_build,
-        "Measure a model's BatchNorm statistics under each corruption; writes DIR/bank.safetensors.",
+        "Measure a model's BatchNorm statistics under each corruption; writes DIR/bank.safetensors. Interrupted, the "
+        "same command goes on after the last finished row.",
         _run_options(),
         _model_options(),
         _data_options(),
     )
     build.add_argument(
         "--images-per-row", type=_positive, default=2000, metavar="N", help="training images for each row"
+    )
+    build.set_defaults(interrupted="finished rows are kept, and the same command goes on after them")
+    build.add_argument(
+        "--skip", type=_names, default=(), metavar="A,B", help="layers to leave as they are, for unsupported ones"
     )
 
     evaluate = add(
@@ -264,9 +269,8 @@ def _bank_build(options: Namespace, console: Console) -> None:
     data.prepare_data()
     device = device_of(options.accelerator)
     loaders = data.row_loaders(images_per_row=options.images_per_row, device=device)
-    bank = BNStatsBank.collect(model.to(device), loaders)
     path = options.output / "bank.safetensors"
-    bank.save(path)
+    bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
     console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")
 
 

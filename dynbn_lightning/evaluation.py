@@ -43,9 +43,13 @@ class Method:
     needs_detector: bool = False
 
 
+def _batch_stats(bank: BNStatsBank | None) -> BatchStatsCallback:
+    return BatchStatsCallback(skip=[f"model.{name}" for name in bank.skip] if bank is not None else ())
+
+
 METHODS: dict[str, Method] = {
     "source": Method(lambda bank, detector: []),
-    "batch_stats": Method(lambda bank, detector: [BatchStatsCallback()]),
+    "batch_stats": Method(lambda bank, detector: [_batch_stats(bank)]),
     "dynamic_bn/hard": Method(lambda bank, detector: [DynamicBNCallback(bank, detector, "hard")], True, True),
     "dynamic_bn/soft": Method(lambda bank, detector: [DynamicBNCallback(bank, detector, "soft")], True, True),
     "oracle": Method(lambda bank, detector: [DynamicBNCallback(bank, routing="oracle")], True),

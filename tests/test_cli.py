@@ -197,10 +197,12 @@ def interrupted(*args: object, **kwargs: object) -> None:
 def test_an_interrupt_ends_with_status_130(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dynbn_lightning.batchnorm.bank.collect_statistics", interrupted)
-    assert main(["bank", "build", *model_options(folder), "--output", str(tmp_path), *DATA]) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    command = ["bank", "build", *model_options(folder), "--output", str(tmp_path), *DATA]
+    with monkeypatch.context() as patched:
+        patched.setattr("dynbn_lightning.batchnorm.bank.collect_statistics", interrupted)
+        assert main(command) == 130
+    assert "interrupted; finished rows are kept, and the same command goes on" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # none was finished
 
 
 def test_an_interrupted_corrupt_says_how_to_go_on(

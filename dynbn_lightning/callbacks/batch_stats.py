@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -15,15 +17,20 @@ class BatchStatsCallback(BatchNormCallback):
 
     Nado et al. 2020, "Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift". Good on
     large batches of one corruption; on mixed streams all images share statistics that are right for none.
+
+    Args:
+        skip: names of layers of the LightningModule, or of modules that hold some, which keep their own statistics;
+            for layers that are not supported.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skip: Sequence[str] = ()) -> None:
         super().__init__()
+        self.skip = tuple(skip)
         self._warned = False
 
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
-        """Patch every BatchNorm layer of the module."""
-        return Patch(pl_module, lambda name, layer: BatchStatisticsPolicy())
+        """A patch of every BatchNorm layer of the module that is not skipped."""
+        return Patch(pl_module, lambda name, layer: BatchStatisticsPolicy(), self.skip)
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
         """Warn once about batches of one image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ from ..batchnorm import (
     patch_with_bank,
 )
 from ..datamodules.batches import BatchInfo, batch_info_of, knows_cells
-from ..errors import BankError, DataError, ImageError, RoutingError, did_you_mean, first_few
+from ..errors import BankError, DataError, DetectorError, ImageError, RoutingError, did_you_mean, first_few
 from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
 from .base import BatchNormCallback, images_of
@@ -98,7 +98,9 @@ class DynamicBNCallback(BatchNormCallback):
         differences: dict[str, str] = {}
         modules: list[tuple[str, nn.Module]] = list(pl_module.named_modules())
         for name, module in modules:
-            if any(module in match.modules() for match in matches.values()) or not _has_all(module, self.bank.layers):
+            if any(module in match.modules() for match in matches.values()) or not _has_all(
+                module, [*self.bank.layers, *self.bank.skip]
+            ):
                 continue
             difference = self.bank.mismatch(module)
             if difference is None:
@@ -146,7 +148,15 @@ class DynamicBNCallback(BatchNormCallback):
             self._check_pixels(images)
         weights = self.assign(self._pixels(images))
         detected = weights.argmax(dim=1)
-        self._routing.set(detected if self.routing == "hard" else weights)
+        try:
+            # A row that is none where there is NaN: the routing's own check finds it, with no further wait for the
+            # device.
+            hard = detected.where(weights.sum(dim=1).isfinite(), -1)
+            self._routing.set(hard if self.routing == "hard" else weights)
+        except RoutingError as error:
+            if weights.isfinite().all():
+                raise
+            raise DetectorError("the detector gave NaN: its weights or the images of this batch hold NaN") from error
         if true_rows is not None:
             known = [position for position, row in enumerate(true_rows) if row >= 0]
             self._accuracy.update(detected[known], torch.tensor(true_rows, device=images.device)[known])
@@ -228,6 +238,6 @@ def _recorded_normalization(recorded: Any) -> Normalization:
         raise BankError(f"the bank's provenance has no readable normalization: {recorded!r}") from error
 
 
-def _has_all(module: nn.Module, layers: Mapping[str, int]) -> bool:
+def _has_all(module: nn.Module, layers: Iterable[str]) -> bool:
     names = {canonical_name(name) for name, _ in module.named_modules()}
     return all(name in names for name in layers)

@@ -44,7 +44,7 @@ class FrozenDetector(nn.Module):
         """Probabilities (N, K) over the bank's rows, float32, of pixels (N, C, H, W) in [0, 1].
 
         Raises:
-            DetectorError: if the detector gives NaN, or logits of another shape than (N, its rows).
+            DetectorError: if the detector gives logits of another shape than (N, its rows).
         """
         # Outside autocast and in float32: the probabilities don't depend on the classifier's precision.
         with torch.autocast(pixels.device.type, enabled=False):
@@ -54,10 +54,7 @@ class FrozenDetector(nn.Module):
                 f"{type(self.detector).__name__} says it knows {len(self.rows)} rows but gave logits of shape "
                 f"{tuple(logits.shape)} for {len(pixels)} images: expected ({len(pixels)}, {len(self.rows)})"
             )
-        weights = logits.float().softmax(dim=1)[:, self._columns.to(logits.device)]
-        if bool(weights.isnan().any()):
-            raise DetectorError("the detector gave NaN: its weights or the images of this batch hold NaN")
-        return weights
+        return logits.float().softmax(dim=1)[:, self._columns.to(logits.device)]
 
 
 def load_detector(path: Path) -> DetectorModule:
