@@ -1,5 +1,7 @@
 """Whole networks: one routed pass equals evaluating each image with its row loaded into the running statistics."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -12,12 +14,11 @@ from dynbn_lightning.errors import UnsupportedModelError
 
 ROWS = ("clean", "fog", "frost")
 ASSIGNED = [1, 0, 2, 1]
+TORCHVISION = ("resnet18", "resnet50", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "densenet121")
+TIMM = ("resnet18", "resnet50", "efficientnet_b0", "mobilenetv3_small_100", "regnety_002", "densenet121")
 ARCHITECTURES = {
-    "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=7),
-    "torchvision densenet121": lambda: torchvision.models.densenet121(num_classes=7),
-    "timm efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=7),
-    "timm mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100", num_classes=7),
-    "timm regnety_002": lambda: timm.create_model("regnety_002", num_classes=7),
+    **{f"torchvision {name}": partial(torchvision.models.get_model, name, num_classes=7) for name in TORCHVISION},
+    **{f"timm {name}": partial(timm.create_model, name, num_classes=7) for name in TIMM},
 }
 
 
@@ -72,10 +73,14 @@ def test_routed_equals_image_by_image_with_each_row_loaded(name):
     assert_same(before, model)
 
 
-def test_a_model_without_batchnorm_is_refused_by_name():
-    model = timm.create_model("convnext_atto", num_classes=7)
+@pytest.mark.parametrize(
+    "create",
+    [partial(timm.create_model, "convnext_atto"), torchvision.models.convnext_tiny],
+    ids=["timm", "torchvision"],
+)
+def test_a_model_without_batchnorm_is_refused_by_name(create):
     with pytest.raises(UnsupportedModelError, match=r"ConvNeXt has no BatchNorm layers.*LayerNorm"):
-        BNStatsBank.collect(model, {"fog": [torch.rand(2, 3, 64, 64)]}, progress=False)
+        BNStatsBank.collect(create(num_classes=7), {"fog": [torch.rand(2, 3, 64, 64)]}, progress=False)
 
 
 def test_layers_that_are_used_twice_or_shared_are_routed_every_time():
