@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from dynbn_lightning.batchnorm.bank_file import read_bank_file, write_bank_file
 from dynbn_lightning.batchnorm.collecting import Propagation, check_propagation, collect_statistics
 from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
-from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
-from dynbn_lightning.batchnorm.moments import gather_from_ranks, is_first_rank
+from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
+from dynbn_lightning.batchnorm.ranks import do_on_first_rank, gather_from_ranks
 from dynbn_lightning.errors import BankError, DataError, did_you_mean, first_few
+from dynbn_lightning.files import check_output_folder
 from dynbn_lightning.progress import progress_bar
 
 SOURCE_ROW = "clean"
@@ -100,12 +102,15 @@ class BNStatsBank:
             UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones that are not skipped.
             DataError: if a loader is empty or yields no images, or images with NaN; it names the row.
             BankError: if there is no row to measure, or if the rows kept beside `path` are of another collection.
+            OutputError: if nothing can be written to `path`.
         """
         check_propagation(propagate)
         layers = find_batchnorm_layers(model, skip)
         rows = [row for row in loaders if row != SOURCE_ROW]
         if not rows:
             raise BankError("no rows to measure: `loaders` needs an entry besides 'clean', such as 'fog'")
+        if len(set(gather_from_ranks(tuple(rows)))) > 1:
+            raise DataError("the ranks measure different rows, or in another order: `loaders` must agree")
         source = {name: source_statistics(layer) for name, layer in layers.items()}
         mean, var = (torch.cat([row[part].float().cpu() for row in source.values()])[None] for part in (0, 1))
         bank = cls(
@@ -117,10 +122,9 @@ class BNStatsBank:
             provenance={**dict(getattr(loaders, "provenance", {})), "propagate": propagate, "image_counts": {}},
             skip=tuple(skip),
         )
-        path = None if path is None else Path(path)
-        unfinished = None if path is None else path.with_name(f"{path.stem}.unfinished{path.suffix}")
-        if unfinished is not None:
-            bank = gather_from_ranks(bank._continued(unfinished, rows) if is_first_rank() else bank)[0]
+        file = None if path is None else UnfinishedBank(Path(path))
+        if file is not None:
+            bank = do_on_first_rank(lambda: file.begin(bank, rows))
         with progress_bar(shown=progress) as bar:
             task = bar.add_task("BatchNorm statistics", total=len(rows))
             for row in rows:
@@ -130,39 +134,13 @@ class BNStatsBank:
                         bank = bank._with_row(row, *collect_statistics(model, loaders[row], propagate, skip))
                     except DataError as error:
                         raise DataError(f"row {row!r}: {error}") from error
-                    if unfinished is not None and is_first_rank():
-                        bank.save(unfinished)
+                    if file is not None:
+                        do_on_first_rank(partial(bank.save, file.rows_so_far))
                 bar.advance(task)
             bar.update(task, description="BatchNorm statistics")
-        if path is not None and unfinished is not None and is_first_rank():
-            unfinished.replace(path)
+        if file is not None:
+            do_on_first_rank(file.finish)
         return bank
-
-    def _continued(self, unfinished: Path, rows: Sequence[str]) -> BNStatsBank:
-        """The bank in the file `unfinished`, which an interrupted collection of `rows` left; this one if there is none.
-
-        Raises:
-            BankError: if what is there is damaged or comes from another collection.
-        """
-        if not unfinished.exists():
-            return self
-        kept = BNStatsBank.load(unfinished)
-        expected, found = (_comparable({**bank.provenance, "image_counts": {}}) for bank in (self, kept))
-        differences = [
-            f"{key}: {found.get(key)!r} there, {value!r} here"
-            for key, value in expected.items()
-            if found.get(key) != value
-        ]
-        if dict(kept.fingerprints) != dict(self.fingerprints) or kept.skip != self.skip:
-            differences.append("the model")
-        if kept.rows[1:] != tuple(rows)[: len(kept) - 1]:
-            differences.append(f"rows: {first_few(kept.rows[1:])} there, {first_few(rows)} here")
-        if differences:
-            raise BankError(
-                f"{unfinished} holds the first rows of another collection ({'; '.join(differences)}): "
-                "remove it to begin anew, or write to another path"
-            )
-        return kept
 
     def _with_row(self, row: str, statistics: Mapping[str, tuple[Tensor, Tensor]], images: int) -> BNStatsBank:
         mean, var = (torch.cat([statistics[name][part] for name in self.layers])[None] for part in (0, 1))
@@ -195,6 +173,10 @@ class BNStatsBank:
 
     def mismatch(self, model: nn.Module) -> str | None:
         """What differs between the model that this bank was collected on and `model`; None if nothing does."""
+        names = {canonical_name(name) for name, _ in model.named_modules(remove_duplicate=False)}
+        absent = [name for name in self.skip if name not in names]
+        if absent:
+            return f"layers that the bank skips and the model lacks: {first_few(absent, 3)}"
         found = find_batchnorm_layers(model, self.skip)
         widths = {name: source_statistics(layer)[0].numel() for name, layer in found.items()}
         if widths != dict(self.layers):
@@ -257,7 +239,7 @@ class BNStatsBank:
                 var=var,
                 fingerprints=dict(metadata["fingerprints"]),
                 provenance=dict(metadata["provenance"]),
-                skip=tuple(str(name) for name in metadata["skip"]),
+                skip=tuple(str(name) for name in metadata.get("skip", ())),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BankError(f"{path} is damaged: {error}") from error
@@ -266,7 +248,45 @@ class BNStatsBank:
         return bank
 
 
-def _comparable(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance as it comes back from a file, where tuples are lists."""
-    read: dict[str, Any] = json.loads(json.dumps(provenance))
-    return read
+class UnfinishedBank:
+    """The finished rows of a collection that has more to measure, in a file beside the one that the bank will have."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows_so_far = path.with_name(f"{path.stem}.unfinished{path.suffix}")
+
+    def begin(self, bank: BNStatsBank, rows: Sequence[str]) -> BNStatsBank:
+        """The bank that an interrupted collection of `rows` left, or else `bank`, which has row 0 alone.
+
+        Raises:
+            OutputError: if nothing can be written there.
+            BankError: if what is there is damaged or comes from another collection, or the provenance is no JSON.
+        """
+        check_output_folder(self._path.parent)
+        try:
+            bank = replace(bank, provenance=json.loads(json.dumps(dict(bank.provenance))))
+        except (TypeError, ValueError) as error:
+            raise BankError(f"the provenance of these loaders cannot be written as JSON: {error}") from error
+        if not self.rows_so_far.exists():
+            return bank
+        kept = BNStatsBank.load(self.rows_so_far)
+        there, here = ({**one.provenance, "image_counts": {}, "skip": list(one.skip)} for one in (kept, bank))
+        differences = [
+            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in {**here, **there}
+            if there.get(key) != here.get(key)
+        ]
+        if kept.rows[1:] != tuple(rows)[: len(kept) - 1]:
+            differences.append(f"rows: {first_few(kept.rows[1:])} there, {first_few(rows)} here")
+        if dict(kept.fingerprints) != dict(bank.fingerprints):
+            differences.append("the model")
+        if differences:
+            raise BankError(
+                f"{self.rows_so_far} holds the first rows of another collection ({'; '.join(differences)}): "
+                "remove it to begin anew, or write to another path"
+            )
+        return kept
+
+    def finish(self) -> None:
+        """Give the file its name, now that all rows are in it."""
+        self.rows_so_far.replace(self._path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dynbn_lightning.errors import BankError
@@ -26,7 +26,9 @@ def write_bank_file(path: Path, mean: Tensor, var: Tensor, metadata: dict[str, A
     described = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
     header = {_METADATA_KEY: described, "sha256": _checksum(tables["mean"], tables["var"], described)}
     with whole_file(path) as temporary:
-        save_file(tables, temporary, metadata=header)
+        temporary.write_bytes(
+            save(tables, metadata=header)
+        )  # save_file would leave a temporary file of its own if killed
 
 
 def read_bank_file(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
-from dynbn_lightning.batchnorm.moments import MomentAccumulator, gather_from_ranks, merged_over_ranks
+from dynbn_lightning.batchnorm.moments import MomentAccumulator, merged_over_ranks
 from dynbn_lightning.batchnorm.normalization import batch_moments
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
+from dynbn_lightning.batchnorm.ranks import gather_from_ranks
 from dynbn_lightning.batchnorm.sequential_collecting import Sequence
 from dynbn_lightning.errors import DataError, did_you_mean
 
@@ -48,14 +49,26 @@ class SourcePropagation:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and each back in its own afterwards."""
+    """Put every module in evaluation mode and run compiled ones uncompiled; all as it was afterwards."""
     modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
+    stance: Any = None
+
+    def give_back() -> None:
         for module, training in modes.items():
             module.training = training
+        if stance is not None:
+            stance.__exit__(None, None, None)
+
+    try:
+        try:
+            stance = torch.compiler.set_stance("force_eager")
+            model.eval()
+            yield
+        finally:
+            give_back()
+    except BaseException:  # an interrupt while giving back: finish first
+        give_back()
+        raise
 
 
 @torch.no_grad()
@@ -85,7 +98,7 @@ def collect_statistics(
     check_propagation(propagate)
     layers = find_batchnorm_layers(model, skip)
     images = _Images(batches, next((value for value in model.parameters() if value.is_floating_point()), None))
-    with evaluation_mode(model), torch.compiler.set_stance("force_eager"):
+    with evaluation_mode(model):
         if propagate == "sequential":
             moments = Sequence(model, images, skip).measure()
         else:

@@ -33,7 +33,8 @@ def matches_fingerprints(model: nn.Module, known: dict[str, str]) -> bool:
 def _digest(model: nn.Module, dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(model), key=lambda item: item[0]):
-        value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        # A copy: NumPy's hold on the model's own storage would keep it from ever being resized.
+        value = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -17,7 +19,7 @@ from dynbn_lightning.batchnorm.patched_layers import (
     PatchedSyncBatchNorm,
 )
 from dynbn_lightning.batchnorm.unsupported import why_none, why_unsupported
-from dynbn_lightning.errors import RoutingError, UnsupportedModelError, did_you_mean, first_few
+from dynbn_lightning.errors import RoutingError, UnsupportedModelError, first_few
 
 _PATCHED_CLASSES: dict[type[nn.Module], type[PatchedLayer]] = {
     nn.BatchNorm1d: PatchedBatchNorm1d,
@@ -64,7 +66,7 @@ def _patched_classes() -> dict[type[nn.Module], type[PatchedLayer]]:
 
 def canonical_name(name: str) -> str:
     """A layer's or parameter's name without what `torch.compile` puts in front of it."""
-    return name.replace("_orig_mod.", "")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[str, nn.Module]:
@@ -82,7 +84,7 @@ def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[
     """
     layers: dict[str, nn.Module] = {}
     unsupported: dict[str, str] = {}
-    _check_skip(model, skip)
+    skipped = _skipped_modules(model, skip)
     for name, module in model.named_modules():
         name = canonical_name(name)
         if isinstance(module, PatchedLayer):
@@ -91,7 +93,7 @@ def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[
                 "callback's undo(), before patching this model again; batchnorm.unpatch(model) gives a copy of a "
                 "patched model its own layers back"
             )
-        if any(name == skipped or name.startswith(f"{skipped}.") for skipped in skip):
+        if module in skipped or any(not outer or name.startswith(f"{outer}.") for outer in unsupported):
             continue
         if patched_class_of(module) is not None:
             reason = _missing_statistics(module)
@@ -102,7 +104,8 @@ def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[
             reason = why_unsupported(module)
         if reason is not None:
             unsupported[name] = f"{name or '(the model itself)'} ({type(module).__name__}: {reason})"
-    if unsupported:
+    written_out = isinstance(model, torch.fx.GraphModule) and not layers
+    if unsupported and not written_out:
         raise UnsupportedModelError(
             "these layers normalise with running statistics in a way that cannot be routed: "
             + first_few(list(unsupported.values()))
@@ -110,19 +113,22 @@ def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[
             + (f", or leave them as they are with skip={list(unsupported)}." if layers else ".")
         )
     if not layers:
-        raise UnsupportedModelError(f"{type(model).__name__} has no BatchNorm layers{why_none(model)}")
+        raise UnsupportedModelError(f"{type(model).__name__} has no BatchNorm layers{why_none(model, skip)}")
     return layers
 
 
-def _check_skip(model: nn.Module, skip: Collection[str]) -> None:
+def _skipped_modules(model: nn.Module, skip: Collection[str]) -> set[nn.Module]:
     if isinstance(skip, str):
         raise UnsupportedModelError(f"skip={skip!r} is a string: expected a list of names, skip=[{skip!r}]")
-    names = {canonical_name(name) for name, _ in model.named_modules(remove_duplicate=False)} if skip else set()
+    modules = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False) if name}
     for name in skip:
-        if not name or name not in names:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=1, cutoff=0.5)
             raise UnsupportedModelError(
-                f"skip={list(skip)}: {type(model).__name__} has no module {name!r}, {did_you_mean(name, names)}"
+                f"skip={list(skip)}: {type(model).__name__} has no module {name!r}, "
+                + (f"did you mean {near[0]!r}?" if near else f"among them are {first_few(list(modules))}")
             )
+    return {inner for name in skip for inner in modules[name].modules()}
 
 
 def unpatch(model: nn.Module) -> None:

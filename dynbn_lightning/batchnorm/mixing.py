@@ -100,9 +100,10 @@ def blend_with_source(weights: Tensor, source_weight: float | Tensor) -> Tensor:
     """
     share = torch.as_tensor(source_weight, dtype=weights.dtype)
     if share.dim() and share.shape != weights.shape[:-1]:
+        images = f"{len(weights)} images" if weights.dim() == 2 else "an assignment that all images share"
         raise RoutingError(
-            f"source_weight of shape {tuple(share.shape)} for {tuple(weights.shape[:-1])} images: expected one number, "
-            "or one for each image"
+            f"source_weight of shape {tuple(share.shape)} for {images}: expected one number"
+            + (", or one for each image" if weights.dim() == 2 else "")
         )
     low, high = torch.stack(share.reshape(-1).aminmax()).tolist()
     if not (low >= 0 and high <= 1):

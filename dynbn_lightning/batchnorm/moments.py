@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-import torch.distributed as dist
 from torch import Tensor
 
+from dynbn_lightning.batchnorm.ranks import do_on_ranks
 from dynbn_lightning.errors import DataError
-
-T = TypeVar("T")
 
 
 class MomentAccumulator:
@@ -66,43 +63,10 @@ class MomentAccumulator:
         return self._mean.float(), (self._squares / (self.count - 1)).float()
 
 
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes files."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def gather_from_ranks(value: T) -> list[T]:
-    """The `value` of every rank, in their order, on all of them; `[value]` where `torch.distributed` is not running."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
-
-
 def merged_over_ranks(measure: Callable[[], dict[str, MomentAccumulator]]) -> dict[str, MomentAccumulator]:
-    """What `measure` finds on the ranks, merged in their order, so the same to the last bit on all of them.
-
-    Raises:
-        DataError: if `measure` failed on another rank, so that no rank waits for it for ever.
-    """
-    error: Exception | None = None
-    found: dict[str, MomentAccumulator] = {}
-    try:
-        found = measure()
-    except Exception as raised:
-        error = raised
-    failure = None if error is None else f"{type(error).__name__}: {error}"
-    answers = gather_from_ranks(({name: moments.cpu() for name, moments in found.items()}, failure))
-    if error is not None:
-        raise error
-    if len(answers) == 1:
-        return found
-    for rank, (_, message) in enumerate(answers):
-        if message is not None:
-            raise DataError(f"rank {rank} failed: {message}")
+    """What `measure` finds on the ranks, merged in their order, so the same to the last bit on all of them."""
     merged: dict[str, MomentAccumulator] = {}
-    for its, _ in answers:
-        for name, moments in its.items():
+    for found in do_on_ranks(lambda: {name: moments.cpu() for name, moments in measure().items()}):
+        for name, moments in found.items():
             merged.setdefault(name, MomentAccumulator()).merge(moments)
     return merged

@@ -52,7 +52,8 @@ def _normalize_image_by_image(
     # Channels last: an image's channels are no rows of memory, and bringing them there and back costs more than
     # starting a kernel for every image.
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, weight, bias)):
-        rows = zip(x.unsqueeze(1), mean, var, strict=True)
+        # `split` and not `unsqueeze`, whose strides the backward pass misreads.
+        rows = zip(x.split(1), mean, var, strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([F.batch_norm(image, m, v, weight, bias, training=False, eps=eps) for image, m, v in rows])
     out, unused = torch.empty_like(x), mean.new_empty(0)
     with torch.no_grad():

@@ -79,4 +79,5 @@ class Patch:
         self.undo()
 
     def __del__(self) -> None:
-        self._give_back()
+        if hasattr(self, "_patched"):
+            self.undo()

@@ -38,14 +38,16 @@ class Routing:
         source = [source_statistics(layers[name]) for name in bank.layers]
         # Row 0 comes from the model itself: a cast to half precision has rounded its statistics since the bank was
         # collected, and images on row 0 must see exactly what the layer's own forward sees.
-        source_mean, source_var = (torch.cat(parts) for parts in zip(*source, strict=True))
-        self._means = bank.mean.to(source_mean, copy=True)
-        self._vars = bank.var.to(source_var, copy=True)
-        self._means[0], self._vars[0] = source_mean, source_var
+        with torch.inference_mode(False), torch.no_grad():
+            source_mean, source_var = (torch.cat(parts) for parts in zip(*source, strict=True))
+            self._means = bank.mean.to(source_mean, copy=True)
+            self._vars = bank.var.to(source_var, copy=True)
+            self._means[0], self._vars[0] = source_mean, source_var
         self._mixing = mixing
         self._rows = bank.rows
         self._statistics: tuple[Tensor, Tensor] | None = None
-        self._images: int | None = None
+        # N in the shape of an empty tensor (N, 0): torch.compile takes a number for a constant.
+        self._batch: Tensor | None = None
         self._copies: Copies | None = None
         bounds = [0]
         for width in bank.layers.values():
@@ -81,24 +83,25 @@ class Routing:
             assignment = self._one_hot(torch.tensor(self._rows.index(assignment)))
         if assignment.dim() and len(assignment) == 0:
             raise RoutingError("an assignment for an empty batch: expected a row for at least one image")
-        if assignment.dim() == 1 and assignment.dtype in _ROW_NUMBER_DTYPES:
-            shared_row = self._check_rows(assignment)
-            if source_weight is None:
-                statistics = self._of_rows(assignment, shared_row)
-            else:
-                statistics = self._of_weights(blend_with_source(self._one_hot(assignment), source_weight))
-        else:
-            check_weights(assignment, len(self._rows))
-            if source_weight is not None:
-                assignment = blend_with_source(assignment, source_weight)
-            statistics = self._of_weights(assignment)
+        with torch.inference_mode(False), torch.no_grad():  # for forwards in any mode
+            statistics = self._statistics_of(assignment, source_weight)
         # Nothing was assigned if anything above raised.
         is_shared = assignment.dim() == 1 and assignment.is_floating_point()
-        self._statistics, self._images, self._copies = statistics, None if is_shared else len(assignment), copies
+        self._statistics, self._copies = statistics, copies
+        self._batch = None if is_shared else self._means.new_empty(len(assignment), 0)
 
     def clear(self) -> None:
         """Go back to the source statistics, for batches of any size."""
-        self._statistics = self._images = None
+        self._statistics = self._batch = None
+
+    def _statistics_of(self, assignment: Tensor, source_weight: float | Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if assignment.dim() == 1 and assignment.dtype in _ROW_NUMBER_DTYPES:
+            shared_row = self._check_rows(assignment)
+            if source_weight is None:
+                return self._of_rows(assignment, shared_row)
+            assignment = self._one_hot(assignment)
+        check_weights(assignment, len(self._rows))
+        return self._of_weights(assignment if source_weight is None else blend_with_source(assignment, source_weight))
 
     def _one_hot(self, rows: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(rows.long(), len(self._rows)).to(self._means.dtype)
@@ -142,16 +145,7 @@ class Routing:
             raise RoutingError(
                 f"layer {name!r} is in training mode while it is routed: call model.eval(), or undo the patch first"
             )
-        copies = 1 if self._images is None else len(x) // self._images
-        rest = (
-            0 if self._images is None else len(x) % self._images
-        )  # no divmod: torch.compile knows none of a batch size
-        if rest or not copies or (copies > 1 and self._copies is None):
-            raise RoutingError(
-                f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {self._images} images: assign one "
-                "row to each image of the batch before its forward, or say with Routing.set(..., copies=) how the "
-                "images are repeated"
-            )
+        copies = 1 if self._batch is None else self._copies_in(x, self._batch.shape[0], name)
         if self._statistics is None:
             return layer.own_forward(x)
         mean, var = (table[..., self._channels[name]] for table in self._statistics)
@@ -159,6 +153,16 @@ class Routing:
             repeat = torch.Tensor.repeat_interleave if self._copies == "adjacent" else _stack
             mean, var = repeat(mean, copies, 0), repeat(var, copies, 0)
         return layer.normalize(x, mean, var)
+
+    def _copies_in(self, x: Tensor, images: int, name: str) -> int:
+        copies, rest = len(x) // images, len(x) % images  # torch.compile has no divmod of a batch size
+        if rest or not copies or (copies > 1 and self._copies is None):
+            raise RoutingError(
+                f"layer {name!r} sees a batch of {len(x)} but rows were assigned to {images} images: assign one "
+                "row to each image of the batch before its forward, or say with Routing.set(..., copies=) how the "
+                "images are repeated"
+            )
+        return copies
 
 
 class RoutingPolicy:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor, nn
 
-from dynbn_lightning.batchnorm.moments import MomentAccumulator, gather_from_ranks, merged_over_ranks
+from dynbn_lightning.batchnorm.moments import MomentAccumulator, merged_over_ranks
 from dynbn_lightning.batchnorm.normalization import batch_moments
 from dynbn_lightning.batchnorm.patched_layers import LayerPolicy, PatchedLayer
 from dynbn_lightning.batchnorm.patching import Patch
+from dynbn_lightning.batchnorm.ranks import gather_from_ranks
 from dynbn_lightning.errors import RoutingError
 
 
@@ -67,18 +68,22 @@ class Sequence:
                     self._model(batch)
                 except _Reached:
                     continue
-                raise _another_order(self._order[self._measured])
+                if self._position <= self._measured:
+                    raise _another_order(self._order[self._position])
         return {self._order[self._measured]: moments}
 
     def call(self, name: str, layer: PatchedLayer, x: Tensor, moments: MomentAccumulator) -> Tensor:
         """What the layer called `name` does in the pass that measures into `moments`."""
-        if self._order[self._position] != name:
-            raise _another_order(name)
-        if self._position == self._measured:
-            moments.add(*batch_moments(x))
-            raise _Reached
+        position = self._position
         self._position += 1
-        return layer.normalize(x, *self._statistics[name])
+        if position == len(self._order) or self._order[position] != name:
+            raise _another_order(name)
+        if position < self._measured:
+            return layer.normalize(x, *self._statistics[name])
+        moments.add(*batch_moments(x))
+        if self._position < len(self._order):
+            raise _Reached
+        return layer.own_forward(x)  # and on to the end, to see that no other call follows
 
 
 class _Listing:

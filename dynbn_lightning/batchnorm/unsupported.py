@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -22,20 +24,18 @@ def why_unsupported(module: nn.Module) -> str | None:
     return None
 
 
-def why_none(model: nn.Module) -> str:
+def why_none(model: nn.Module, skip: Collection[str] = ()) -> str:
     """What to say after "... has no BatchNorm layers"."""
+    if skip:
+        return f" besides those of skip={list(skip)}"
     if isinstance(model, torch.jit.ScriptModule):
         return " that can be patched: scripted and frozen models have none; use the model it was made from"
     normalises = any("Norm" in type(module).__name__ for module in model.modules())
-    emptied = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Identity) and any(word in name.rpartition(".")[2] for word in ("bn", "norm"))
-    ]
+    emptied = [name for name, module in model.named_modules() if isinstance(module, nn.Identity)]
     if emptied and not normalises:
         return (
-            f" left: {emptied[0]!r} is an Identity, as fusing BatchNorm into the convolutions leaves it; use the model "
-            "as it was before fusing"
+            f"; {emptied[0]!r} is an Identity, as fusing BatchNorm into the convolutions leaves it: if these were "
+            "fused, use the model as it was before"
         )
     if isinstance(model, torch.fx.GraphModule):
         return ": traced or exported models have theirs written out; use the model that it was made from"

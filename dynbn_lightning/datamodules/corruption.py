@@ -262,7 +262,8 @@ class CorruptionDataModule(LightningDataModule):
             self.batch_info = None
 
         batches = {row: RowBatches(lambda row=row: batches_of(row), count) for row in self.rows}  # type: ignore[misc]
-        return RowLoaders(batches, self.provenance())
+        measured_on = {"images_per_row": images_per_row, "batch_size": batch_size}
+        return RowLoaders(batches, {**self.provenance(), **measured_on})
 
     # How a batch is made
 
