@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dynbn_lightning.errors import RoutingError
+
+_CACHED_VALUES = 2**18
 
 
 def normalize_batch(
@@ -29,7 +33,7 @@ def normalize_batch(
     Raises:
         RoutingError: if the statistics are of another number of images or channels than `x`.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = _statistics_dtype(x)
     mean, var = mean.to(dtype), var.to(dtype)
     weight = None if weight is None else weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
@@ -41,7 +45,7 @@ def normalize_batch(
         raise RoutingError(f"statistics of {mean.shape[0]} images for activations of {x.shape[0]}")
     # The same kernel as the layer's own in both ways, so the same bits, where x * scale + shift would round
     # differently in about a third of the values.
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and memory_format_of(x) != torch.contiguous_format:
+    if _is_eager_on_cpu(x) and memory_format_of(x) != torch.contiguous_format:
         return _normalize_image_by_image(x, mean, var, weight, bias, eps)
     return _normalize_in_one_view(x, mean, var, weight, bias, eps)
 
@@ -51,7 +55,7 @@ def _normalize_image_by_image(
 ) -> Tensor:
     # Channels last: an image's channels are no rows of memory, and bringing them there and back costs more than
     # starting a kernel for every image.
-    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, weight, bias)):
+    if _needs_gradient(x, weight, bias):
         # `split` and not `unsqueeze`, whose strides the backward pass misreads.
         rows = zip(x.split(1), mean, var, strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([F.batch_norm(image, m, v, weight, bias, training=False, eps=eps) for image, m, v in rows])
@@ -118,10 +122,13 @@ def normalize_with_batch_moments(
         raise RoutingError(
             f"activations of shape {tuple(x.shape)} have one value per channel, so no variance: use larger batches"
         )
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean, var = x.new_zeros(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
-    weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    weight, bias = (None if value is None else value.to(_statistics_dtype(x)) for value in (weight, bias))
+    if _moments_fit_cpu(x, weight, bias):
+        count, mean, var = _moments_on_cpu(x)
+        biased = (var * ((count - 1) / count)).to(_statistics_dtype(x))
+        mean, var = mean.to(_statistics_dtype(x)), var.to(_statistics_dtype(x))
+        return F.batch_norm(x, mean, biased, weight, bias, training=False, eps=eps), mean, var
+    mean, var = (x.new_zeros(x.shape[1], dtype=_statistics_dtype(x)) for _ in range(2))
     # Momentum 1 makes the "running" statistics those of this batch: exactly, because 0 * 0 + 1 * value is.
     out = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
     return out, mean, var
@@ -134,12 +141,52 @@ def batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
         x: activations, shape (N, C) or (N, C, *spatial), floating.
 
     Returns:
-        The count, the mean (C,) and the variance (C,), both in float32 (float64 for float64 activations); a single
-        value per channel has the variance 0.
+        The count, the mean (C,) and the variance (C,), both in float32 or float64; a single value per channel has the
+        variance 0.
     """
     count = x.numel() // x.shape[1]
     if count == 1:
-        mean = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+        mean = x.reshape(-1).to(_statistics_dtype(x))
         return count, mean, torch.zeros_like(mean)
+    if _moments_fit_cpu(x):
+        return _moments_on_cpu(x)
     _, mean, var = normalize_with_batch_moments(x, None, None, eps=1e-5)
     return count, mean, var
+
+
+def _moments_on_cpu(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """As `batch_moments`, in float64, of contiguous activations: two passes over what a CPU's cache holds at a time.
+
+    A fraction of the time of torch's own kernel, which adds up one value after the other.
+    """
+    images, channels, *spatial = x.shape
+    rows = x.view(images * channels, math.prod(spatial))
+    at_once = min(len(rows), max(1, _CACHED_VALUES // rows.shape[1]))
+    scratch = x.new_empty(at_once, rows.shape[1], dtype=_statistics_dtype(x))
+    means, squares = scratch.new_empty(len(rows), 1), scratch.new_empty(len(rows))
+    for start in range(0, len(rows), at_once):
+        part, place = rows[start : start + at_once].to(scratch.dtype), slice(start, start + at_once)
+        torch.mean(part, 1, keepdim=True, out=means[place])
+        deviations = torch.sub(part, means[place], out=scratch[: len(part)])
+        torch.sum(deviations.square_(), 1, out=squares[place])
+    each = means.double().view(images, channels)
+    mean = each.mean(0)
+    total = squares.double().view(images, channels).sum(0) + rows.shape[1] * (each - mean).square().sum(0)
+    count = images * rows.shape[1]
+    return count, mean, total / (count - 1)
+
+
+def _moments_fit_cpu(x: Tensor, *others: Tensor | None) -> bool:
+    return _is_eager_on_cpu(x) and x.dim() > 2 and x.is_contiguous() and not _needs_gradient(x, *others)
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _is_eager_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _needs_gradient(*values: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
