@@ -1,14 +1,15 @@
 """What routing costs: a forward with a row of statistics for every image beside the plain one and the alternatives.
 
-    OMP_NUM_THREADS=2 python benchmarks/routing.py --memory --output results/routing
+    OMP_NUM_THREADS=2 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 python benchmarks/routing.py --output DIR
 
 A ResNet-50 with seeded random weights and a bank made up around its statistics, neither of which matters to a clock;
-about four minutes on two slow, idle cores. Writes DIR/routing.json and DIR/routing.md and prints the latter.
+about four minutes on two slow, idle cores. First the logits must agree: routing's with those of a loop over the rows
+that shares no code with the package, the source row's with the unpatched model's. Then the contestants take turns, in a
+new order every round, after an untimed round; the median and quartiles of each one's time over the plain forward's in
+the same round count. "plain, again" is a copy of the plain model: how far its ratio is from 1 is noise.
 
-First the logits must agree: routing's with those of a loop over the rows that shares no code with the package, the
-source row's with the unpatched model's. Then the contestants take turns, in a new order every round, after an untimed
-round. Each time is divided by the plain forward's in the same round; the median and quartiles of these ratios count.
-"plain, again" is a copy of the plain model: how far its ratio is from 1 is noise.
+The two variables, glibc's, let the process keep large activations for the next ones. Without them a third of a plain
+forward goes into new pages, in numbers that vary by more than what routing costs.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ PLAIN, AGAIN, BN_1, GROUPS = "plain", "plain, again", "BN-1", "a forward for eac
 HARD, SOFT = "routed, a row per image", "routed, a mixture per image"
 ONE_ROW, SOURCE, SEQUENTIAL = "routed, one row for all", "routed, source row for all", "measuring a row, sequential"
 MEASURING = {"measuring a row, batch": "batch", "measuring a row, source": "source", SEQUENTIAL: "sequential"}
-LOADED_ROWS = 76  # one for each of 15 corruptions at 5 severities, and clean
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.1}  # how far an image's logits may be off, relative to their norm
 CLOCKS = {"cpu": ("wall", "CPU"), "cuda": ("events", "wall")}  # of all threads; until the host has waited for the GPU
 Call = Callable[[], Any]
@@ -205,13 +205,13 @@ def timed(call: Call, device: str) -> tuple[float, float]:
     return start.elapsed_time(end) / 1000, time.perf_counter() - began_at
 
 
-def time_rounds(calls: Mapping[str, Call], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def time_rounds(calls: Mapping[str, Call], options: argparse.Namespace) -> dict[str, Any]:
     """By contestant and clock: the seconds of each round, and the quartiles of the milliseconds and of the ratios."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    seconds: dict[str, list[Any]] = {name: [] for name in calls}
     for number in range(options.rounds):
         for name in random.Random(number).sample(list(calls), len(calls)):
             seconds[name].append(timed(calls[name], options.device))
-    times: dict[str, dict[str, Any]] = {name: {} for name in calls}
+    times: dict[str, Any] = {name: {} for name in calls}
     for name, (which, clock) in itertools.product(calls, enumerate(CLOCKS[options.device])):
         own, plain = (np.array(seconds[who])[:, which] for who in (name, PLAIN))
         ms, ratio = (np.quantile(each, (0.25, 0.5, 0.75)).tolist() for each in (1000 * own, own / plain))
@@ -233,15 +233,15 @@ def loading(model: nn.Module) -> dict[str, float]:
     """Seconds to load a bank that was written just now, so is in the cache, and the size of its file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bank.safetensors"
-        made_up_bank(model, LOADED_ROWS).save(file)
+        made_up_bank(model, 76).save(file)  # a row for each of 15 corruptions at 5 severities, and clean
         seconds = [timed(lambda: BNStatsBank.load(file), "cpu")[0] for _ in range(5)]
-        return {"rows": LOADED_ROWS, "seconds": median(seconds), "file_mib": file.stat().st_size / 2**20}
+        return {"rows": 76, "seconds": median(seconds), "mib": file.stat().st_size / 2**20}
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table, and what was measured beside it."""
     where, how, loaded = results["environment"], results["options"], results["loading"]
-    ways = ", ".join([how["dtype"], *(way for way in ("channels_last", "compile") if how[way])])
+    ways = ", ".join([how["dtype"], *(way for way in ("channels_last", "compile") if how[way]), *where["malloc"]])
     clocks = CLOCKS[how["device"]]
     lines = [
         f"{results['date']}, {where['gpu'] or where['cpu']}, threads: {where['threads']} on {where['cores']} cores, "
@@ -260,8 +260,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"- Logits agree to {max(off):.1g} of their norm; the rows move them by {effect:.2g}.",
-        f"- Loading {LOADED_ROWS} rows: {1000 * loaded['seconds']:.0f} ms, {loaded['file_mib']:.1f} MiB in the file; "
-        f"tables of a row, or of an image that was assigned one: {results['row_mib']:.2f} MiB.",
+        f"- A file of {loaded['rows']} rows, {loaded['mib']:.1f} MiB, is loaded in {1000 * loaded['seconds']:.0f} ms.",
+        f"- The tables of the bank in a model have {how['rows'] * results['row_mib']:.1f} MiB, those of the batch "
+        f"{how['batch'] * results['row_mib']:.1f}.",
     ]
     for name, peak in results["memory"].items():
         lines.append(f"- Peak memory of {name}: {peak['peak']:.0f} MiB, {peak['before']:.0f} before the forward.")
@@ -275,11 +276,11 @@ def main(arguments: list[str]) -> None:
     commit = subprocess.run(git, cwd=Path(__file__).parent, check=False, capture_output=True, text=True).stdout.strip()
     where = {**machine(os.cpu_count() or 1), "threads": torch.get_num_threads(), "torch": torch.__version__}
     where |= {"commit": commit, "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None}
+    where["malloc"] = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
     results: dict[str, Any] = {"schema_version": 1, "date": date.today().isoformat(), "environment": where}
-    results["options"] = {name: value for name, value in vars(options).items() if name != "output"}
     given = setting(options)
     calls = contestants(given, options)
-    results["logits"] = check_logits(calls, given, BOUNDS[options.dtype])
+    results |= {"options": vars(options), "logits": check_logits(calls, given, BOUNDS[options.dtype])}
     for name in [name for name in calls if name != SEQUENTIAL]:
         calls[name]()
     with torch.compiler.set_stance("fail_on_recompile" if options.compile else "default"):
@@ -288,7 +289,7 @@ def main(arguments: list[str]) -> None:
     for name in (PLAIN, HARD, SOFT) if options.memory else ():
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
             results["memory"][name] = fresh.submit(peak_of, name, options).result()
-    texts = {"json": json.dumps(results, indent=1) + "\n", "md": markdown(results)}
+    texts = {"json": json.dumps(results, indent=1, default=str) + "\n", "md": markdown(results)}
     for kind in texts if options.output else ():
         with whole_file(options.output / f"routing.{kind}") as temporary:
             temporary.write_text(texts[kind])

@@ -84,7 +84,8 @@ class BNStatsBank:
         - `"sequential"`: they normalise by the row's own finished statistics, layer after layer; independent of the
           batch size, to float32 accuracy; half a forward per image and layer, and the images of a row are kept.
 
-        Where `torch.distributed` runs, every rank brings its share of each row's images and gets the whole bank.
+        Where `torch.distributed` runs, every rank must call this, brings its share of each row's images and gets the
+        whole bank.
 
         Args:
             model: the classifier, on the device to run on; as it was afterwards.
