@@ -242,7 +242,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The table, and what was measured beside it."""
     where, how, loaded = results["environment"], results["options"], results["loading"]
     ways = ", ".join([how["dtype"], *(way for way in ("channels_last", "compile") if how[way]), *where["malloc"]])
-    clocks = CLOCKS[how["device"]]
+    clocks, row = CLOCKS[how["device"]], results["row_mib"]
     lines = [
         f"{results['date']}, {where['gpu'] or where['cpu']}, threads: {where['threads']} on {where['cores']} cores, "
         f"load average before the run {where['load_before']}, torch {where['torch']}, commit {where['commit']}. "
@@ -261,8 +261,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         f"- Logits agree to {max(off):.1g} of their norm; the rows move them by {effect:.2g}.",
         f"- A file of {loaded['rows']} rows, {loaded['mib']:.1f} MiB, is loaded in {1000 * loaded['seconds']:.0f} ms.",
-        f"- The tables of the bank in a model have {how['rows'] * results['row_mib']:.1f} MiB, those of the batch "
-        f"{how['batch'] * results['row_mib']:.1f}.",
+        f"- Tables of the bank, MiB: {how['rows'] * row:.1f}; of the batch: {how['batch'] * row:.1f}.",
     ]
     for name, peak in results["memory"].items():
         lines.append(f"- Peak memory of {name}: {peak['peak']:.0f} MiB, {peak['before']:.0f} before the forward.")
