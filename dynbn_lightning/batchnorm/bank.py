@@ -84,6 +84,10 @@ class BNStatsBank:
         - `"sequential"`: they normalise by the row's own finished statistics, layer after layer; independent of the
           batch size, to float32 accuracy; half a forward per image and layer, and the images of a row are kept.
 
+        Batches of 100 images and more are as good as `"sequential"`, to 0.1 points of top-1; batches of 8 lose 0.2 to
+        1.1. From 400 images on, more gain nothing; 32 lose 2.4 points. `"source"` rows are of no use loaded into all
+        layers. (ResNet-20, 30 cells of CIFAR-10, `benchmarks/propagation.py`.)
+
         Where `torch.distributed` runs, every rank must call this, brings its share of each row's images and gets the
         whole bank.
 
