@@ -31,7 +31,7 @@ class Patch:
     def __init__(
         self, model: nn.Module, make_policy: Callable[[str, nn.Module], LayerPolicy], skip: Collection[str] = ()
     ) -> None:
-        self._patched: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._patched: list[tuple[nn.Module, type[nn.Module], LayerPolicy]] = []
         self._model, self._make_policy, self._skip = model, make_policy, skip
         find_batchnorm_layers(model, skip)
 
@@ -47,7 +47,7 @@ class Patch:
             for name, layer in layers.items():
                 patched_class = patched_class_of(layer)
                 assert patched_class is not None
-                self._patched.append((layer, type(layer)))
+                self._patched.append((layer, type(layer), policies[name]))
                 layer.__dict__["dynbn_policy"] = policies[name]
                 layer.__class__ = patched_class  # type: ignore[assignment]
         except BaseException:
@@ -65,9 +65,12 @@ class Patch:
 
     def _give_back(self) -> None:
         while self._patched:
-            layer, own_class = self._patched[-1]
-            layer.__class__ = own_class
-            layer.__dict__.pop("dynbn_policy", None)
+            layer, own_class, policy = self._patched[-1]
+            if (
+                layer.__dict__.get("dynbn_policy") is policy
+            ):  # or else `unpatch` was faster, and another patch may be on
+                layer.__class__ = own_class
+                layer.__dict__.pop("dynbn_policy", None)
             self._patched.pop()
 
     def __enter__(self) -> Patch:

@@ -17,6 +17,7 @@ from dynbn_lightning.batchnorm import (
     PatchedLayer,
     patch_with_bank,
     routed,
+    unpatch,
 )
 from dynbn_lightning.errors import BankError, RoutingError
 
@@ -258,6 +259,18 @@ def test_undo_twice_and_a_patch_that_fails_half_way(model):
 
     with pytest.raises(KeyboardInterrupt):
         Patch(model, make_policy).apply()
+    assert_same(before, model)
+
+
+def test_a_patch_that_was_undone_behind_its_back_leaves_the_next_one_on(model):
+    before = snapshot(model)
+    first = Patch(model, lambda name, layer: BatchStatisticsPolicy()).apply()
+    unpatch(model)
+    assert_same(before, model)
+    with Patch(model, lambda name, layer: BatchStatisticsPolicy()):
+        first.undo()
+        assert isinstance(model[1], PatchedLayer)
+        model(images())
     assert_same(before, model)
 
 
