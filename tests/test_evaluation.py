@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dynbn_lightning import BNStatsBank, CorruptionDataModule, DetectorModule, evaluate
-from dynbn_lightning.errors import BankError, DataError, DetectorError
+from dynbn_lightning.errors import BankError, DataError, DetectorError, UnsupportedModelError
 from dynbn_lightning.fitting import fit_detector
 from dynbn_lightning.models import cifar_resnet8
 
@@ -52,6 +52,27 @@ def test_results_and_what_is_left_alone(model: torch.nn.Module) -> None:
     assert data.stream == "mixed"
     assert data.trainer is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_layers_that_the_bank_skips_are_left_alone_by_all_methods() -> None:
+    class OwnBatchNorm(torch.nn.BatchNorm2d):
+        pass
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        OwnBatchNorm(4),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(3600, 10),
+    ).eval()
+    data = make_data()
+    bank = BNStatsBank.collect(model, data.row_loaders(images_per_row=5), skip=["1"], progress=False)
+    assert list(bank.layers) == ["2"]
+    results = evaluate(model, data, methods=("batch_stats", "oracle"), bank=bank, progress=False)
+    assert list(results["methods"]) == ["batch_stats", "oracle"]
+    with pytest.raises(UnsupportedModelError, match="OwnBatchNorm"):
+        evaluate(model, data, methods=("batch_stats",), progress=False)
 
 
 def test_bad_input_is_refused_before_any_work(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
