@@ -1,16 +1,21 @@
-"""The whole job on real images: ResNet-20 on CIFAR-10, detector and bank from training images, tested on test images.
+"""The whole job on real images: ResNets on CIFAR-10, all that is fitted from training images, tested on test images.
 
     DYNBN_DATA=../shared/data python benchmarks/cifar10_real.py --output results/cifar10_real
 
-Prints the top-1 accuracy of each method on {sequential, mixed} x {highest severity, all severities} and on clean
-images, mean over the seeds of detector, bank and corruptions, and writes the same to DIR/results.json. Nothing is
-chosen by looking at test images.
+For each seed: fits a detector, collects a bank (a row per cell), calibrates it, refines its rows, and evaluates every
+method on the streams that it is for, and on the four extra corruptions, which neither detector nor bank has seen.
+Prints top-1 accuracies, mean over the seeds, with paired bootstrap intervals over the images, and writes them to
+DIR/NETWORK/results.json.
+
+What is fitted and chosen looks at `cifar10/train` alone: detector, bank and refined rows at the nine tenths of it that
+are not held out, calibration at the held-out tenth. Nothing is chosen by looking at `cifar10/test`.
+
+What is in DIR already is not made again, so an interrupted run goes on, and more seeds or methods can be added.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import sys
 import time
@@ -18,127 +23,172 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
+from cifar10_tables import summary, tables
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
-from dynbn_lightning import BNStatsBank, CorruptionDataModule, load_model
-from dynbn_lightning.corruptions import COMMON_CORRUPTIONS, SEVERITIES
-from dynbn_lightning.evaluation import METHODS, evaluate
+from dynbn_lightning import BNStatsBank, CorruptionDataModule, calibrate, load_model, refine
+from dynbn_lightning.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
+from dynbn_lightning.evaluation import evaluate
 from dynbn_lightning.fitting import fit_detector
-from dynbn_lightning.reporting import write_results
+from dynbn_lightning.reporting import read_results, write_results
 
 BATCH_SIZE = 200
 SHORT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "contrast")
+EVALUATIONS: tuple[tuple[str, str], ...] = (
+    ("mixed", "source"),
+    ("mixed", "dynamic_bn/calibrated"),
+    ("mixed", "dynamic_bn/refined"),
+    ("extra", "source"),
+    ("extra", "dynamic_bn/calibrated"),
+    ("extra", "dynamic_bn/refined"),
+    ("sequential", "dynamic_bn/stream"),
+    ("mixed", "dynamic_bn/soft"),
+    ("mixed", "oracle"),
+    ("mixed", "oracle/calibrated"),
+    ("mixed", "batch_stats"),
+    ("sequential", "batch_stats"),
+    ("sequential", "dynamic_bn/batch"),
+    ("mixed", "dynamic_bn/hard"),
+)
+"""Which methods are evaluated on which streams; `extra` is a mixed stream of the four extra corruptions. By the
+evidence of each image alone, the other streams would give the same."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("DYNBN_DATA"), help="default: $DYNBN_DATA")
     parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet32", "resnet56"])
-    parser.add_argument("--seeds", default="0,1,2", help="one run each; results are their mean")
-    parser.add_argument("--epochs", type=int, default=60, help="of the detector, over 4,577 training images")
-    parser.add_argument("--row-per", default="corruption", choices=["corruption", "cell"])
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="of detector, bank and corruptions; one run each")
+    parser.add_argument("--epochs", type=int, default=40, help="of the detector, over 4,577 training images")
+    parser.add_argument("--criterion", default="consistency", choices=["consistency", "labels"], help="of calibration")
+    parser.add_argument("--methods", help="only these, with commas between them; all if not given")
     parser.add_argument(
         "--jobs", type=int, default=1, help="seeds that run at a time, without progress bars if above 1"
     )
     parser.add_argument("--short", action="store_true", help="four corruptions, two severities, one seed, few epochs")
-    parser.add_argument("--output", type=Path, help="folder for results.json and each seed's detector and bank")
+    parser.add_argument("--output", type=Path, required=True, help="folder for all that is made, and results.json")
     options = parser.parse_args()
     if options.data is None:
         parser.error("set DYNBN_DATA to the folder of real images and weights, or pass --data")
     return options
 
 
-def run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One seed: fit the detector, collect the bank, evaluate every method on every stream."""
-    console, progress = Console(), options.jobs == 1
-    if not progress:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
-    seed_everything(seed, verbose=False)
-    corruptions, severities = (SHORT_CORRUPTIONS, (3, 5)) if options.short else (COMMON_CORRUPTIONS, SEVERITIES)
-    epochs = min(options.epochs, 8) if options.short else options.epochs
-    (checkpoint,) = (options.data / "weights").glob(f"{options.network}-*.th")
-    model = load_model(f"cifar_{options.network}", checkpoint)
-    folder = None if options.output is None else options.output / f"seed{seed}"
+class Run:
+    """One seed of one network: everything is made once and kept in the output folder."""
 
-    def images(chosen: tuple[int, ...], batch_size: int) -> CorruptionDataModule:
+    def __init__(self, seed: int, options: argparse.Namespace) -> None:
+        self.seed, self.options = seed, options
+        self.console, self.progress = Console(), options.jobs == 1
+        self.epochs = min(options.epochs, 8) if options.short else options.epochs
+        (self.checkpoint,) = (options.data / "weights").glob(f"{options.network}-*.th")
+        self.model = load_model(f"cifar_{options.network}", self.checkpoint)
+        self.folder = options.output / options.network / f"seed{seed}"
+        self.detector = options.output / "detectors" / f"seed{seed}.ckpt"  # it knows no network
+        self.bank = self.folder / "bank.safetensors"
+
+    def images(self, batch_size: int, *, extra: bool = False) -> CorruptionDataModule:
+        """The images in the cells that are fitted, or in the extra ones."""
+        corruptions = SHORT_CORRUPTIONS if self.options.short else COMMON_CORRUPTIONS
         return CorruptionDataModule(
-            options.data / "cifar10",
-            normalization=model.input_normalization,
-            corruptions=corruptions,
-            severities=chosen,
-            row_per=options.row_per,
+            self.options.data / "cifar10",
+            normalization=self.model.input_normalization,
+            corruptions=EXTRA_CORRUPTIONS if extra else corruptions,
+            severities=(3, 5) if self.options.short else SEVERITIES,
+            row_per="cell",
             batch_size=batch_size,
-            seed=seed,
+            seed=self.seed,
         )
 
-    began = time.perf_counter()
-    data = images(severities, 128)
-    detector = fit_detector(data, epochs, output=folder and folder / "detector.ckpt", enable_progress_bar=progress)
-    accuracy = detector.trainer.callback_metrics["val/acc"]
-    console.print(
-        f"seed {seed}, detector: {time.perf_counter() - began:.0f} s, {accuracy:.1%} right on held-out training images"
-    )
-    began = time.perf_counter()
-    bank = BNStatsBank.collect(model, data.row_loaders(), progress=progress)
-    console.print(f"seed {seed}, bank: {time.perf_counter() - began:.0f} s")
-    if folder is not None:
-        bank.save(folder / "bank.safetensors")
-    streams: dict[str, Any] = {}
-    for suffix, chosen in (("", severities), (f"/severity_{severities[-1]}", severities[-1:])):
-        results = evaluate(
-            model,
-            images(chosen, BATCH_SIZE),
-            methods=list(METHODS),
-            streams=("sequential", "mixed"),
-            bank=bank,
-            detector=detector,
-            progress=progress,
-        )
-        console.print(f"seed {seed}, severities {', '.join(map(str, chosen))}: evaluated")
-        streams |= {name + suffix: block for name, block in results["streams"].items()}
-        if not suffix:
-            outline = results
-    outline["protocol"] |= {"model": options.network, "checkpoint": checkpoint.name, "detector_epochs": epochs}
-    results = {**outline, "streams": streams}
-    if folder is not None:
-        write_results(results, folder)
-    return results
+    def make(self) -> None:
+        """Detector and bank, as far as they are not there."""
+        data, short = self.images(128), self.options.short
+        if not self.detector.is_file():
+            began = time.perf_counter()
+            seed_everything(self.seed, verbose=False)
+            fit_detector(data, self.epochs, output=self.detector, enable_progress_bar=self.progress)
+            self.say("detector fitted", began)
+        made = BNStatsBank.load(self.bank, self.model) if self.bank.is_file() else None
+        if made is None:
+            began = time.perf_counter()
+            made = BNStatsBank.collect(self.model, data.row_loaders(), progress=self.progress)
+            made.save(self.bank)
+            self.say("bank collected", began)
+        if made.calibration is None:
+            began = time.perf_counter()
+            options: dict[str, Any] = {"images": 2_560} if short else {}
+            made = calibrate(
+                self.model,
+                made,
+                self.detector,
+                data,
+                criterion=self.options.criterion,
+                progress=self.progress,
+                **options,
+            )
+            made.save(self.bank)
+            self.say("bank calibrated", began)
+        if not made.refined and "dynamic_bn/refined" in self.methods:
+            began = time.perf_counter()
+            options = {"images": 2_560} if short else {}
+            refine(self.model, made, data, progress=self.progress, **options).save(self.bank)
+            self.say("rows refined", began)
+
+    @property
+    def methods(self) -> list[str]:
+        """Which methods are asked for."""
+        chosen = self.options.methods
+        known = list(dict.fromkeys(method for _, method in EVALUATIONS))
+        return known if chosen is None else [method for method in known if method in chosen.split(",")]
+
+    def evaluate(self) -> None:
+        """Every method on its streams, as far as that is not done."""
+        bank = BNStatsBank.load(self.bank, self.model)
+        for stream, method in EVALUATIONS:
+            path = self.folder / stream / method.replace("/", "-")
+            if method not in self.methods or (path / "results.json").is_file():
+                continue
+            began = time.perf_counter()
+            results = evaluate(
+                self.model,
+                self.images(BATCH_SIZE, extra=stream == "extra"),
+                methods=[method],
+                streams=["sequential" if stream == "sequential" else "mixed"],
+                bank=bank,
+                detector=self.detector,
+                per_image=True,
+                progress=self.progress,
+            )
+            results["protocol"] |= {
+                "model": self.options.network,
+                "checkpoint": self.checkpoint.name,
+                "detector_epochs": self.epochs,
+            }
+            write_results(results, path)
+            self.say(f"{method} on the {stream} stream", began)
+
+    def say(self, what: str, began: float) -> None:
+        """Print what was done, and how long it took."""
+        self.console.print(f"{self.options.network}, seed {self.seed}: {what}, {time.perf_counter() - began:.0f} s")
 
 
-def mean_results(runs: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    """The mean over seeds of every accuracy; `mean_std` is the standard deviation of `mean` over seeds."""
-    results = copy.deepcopy(runs[0])
-    results["protocol"]["seeds"] = seeds
-    for stream, block in results["streams"].items():
-        for method, numbers in block["methods"].items():
-            each = [run["streams"][stream]["methods"][method] for run in runs]
-            for key in ("clean", "mean", "detection", "seconds"):
-                if key in numbers:
-                    numbers[key] = mean(one[key] for one in each)
-            numbers["cells"] = {cell: mean(one["cells"][cell] for one in each) for cell in numbers["cells"]}
-            numbers["mean_std"] = stdev(one["mean"] for one in each) if len(each) > 1 else 0.0
-    return results
+def run(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """One seed; what was measured by "stream method"."""
+    if options.jobs > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
+    one = Run(seed, options)
+    one.make()
+    one.evaluate()
+    return found(one.folder)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The table of the README."""
-    streams = results["streams"]
-    names = {"source": "source", "batch_stats": "BN-1", "dynamic_bn/hard": "dynamic BN, hard"}
-    names |= {"dynamic_bn/soft": "dynamic BN, soft", "oracle": "oracle"}
-    hardest = next(name.partition("/severity_")[2] for name in streams if "/" in name)
-    order = [f"sequential/severity_{hardest}", f"mixed/severity_{hardest}", "sequential", "mixed"]
-    headings = [f"{name.partition('/')[0]}, {'severity ' + hardest if '/' in name else 'all'}" for name in order]
-    lines = [" | ".join(["| top-1, %", *headings, "clean |"]), "|---" + "|---:" * (len(order) + 1) + "|"]
-    for method, name in names.items():
-        blocks = [streams[stream]["methods"][method] for stream in order]
-        cells = [f"{100 * block['mean']:.1f} ± {100 * block['mean_std']:.1f}" for block in blocks]
-        lines.append(" | ".join([f"| {name}", *cells, f"{100 * blocks[-1]['clean']:.1f} |"]))
-    return "\n".join(lines)
+def found(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured for a seed, by "stream method"."""
+    paths = {f"{stream} {method}": folder / stream / method.replace("/", "-") for stream, method in EVALUATIONS}
+    return {name: read_results(path) for name, path in paths.items() if (path / "results.json").is_file()}
 
 
 def main() -> int:
@@ -150,10 +200,9 @@ def main() -> int:
     else:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             runs = list(pool.map(one, seeds))
-    results = mean_results(runs, seeds)
-    print(markdown(results))
-    if options.output is not None:
-        print(f"results: {write_results(results, options.output)}")
+    results = summary(dict(zip(seeds, runs, strict=True)))
+    print(tables(results))
+    print(f"results: {write_results(results, options.output / options.network)}")
     return 0
 
 

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynbn_lightning.batchnorm import BNStatsBank, routed
+    from dynbn_lightning.calibrating import calibrate
     from dynbn_lightning.callbacks import BatchStatsCallback, DynamicBNCallback
     from dynbn_lightning.corruptions import Corrupt, corrupt
     from dynbn_lightning.datamodules import CorruptionDataModule
     from dynbn_lightning.evaluation import evaluate
     from dynbn_lightning.models import load_model
     from dynbn_lightning.modules import ClassifierModule, DetectorModule
+    from dynbn_lightning.refining import refine
 
 __version__ = "0.1.0.dev0"
 
@@ -22,15 +24,18 @@ __all__ = [
     "CorruptionDataModule",
     "DetectorModule",
     "DynamicBNCallback",
+    "calibrate",
     "corrupt",
     "evaluate",
     "load_model",
+    "refine",
     "routed",
 ]
 
 _HOMES = {
     "BNStatsBank": "batchnorm",
     "routed": "batchnorm",
+    "calibrate": "calibrating",
     "BatchStatsCallback": "callbacks",
     "DynamicBNCallback": "callbacks",
     "Corrupt": "corruptions",
@@ -40,6 +45,7 @@ _HOMES = {
     "load_model": "models",
     "ClassifierModule": "modules",
     "DetectorModule": "modules",
+    "refine": "refining",
 }
 
 

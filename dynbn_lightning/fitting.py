@@ -20,6 +20,7 @@ from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.files import whole_file
 from dynbn_lightning.modules import ClassifierModule, DetectorModule
+from dynbn_lightning.modules.detector import Network
 
 
 @contextmanager
@@ -67,15 +68,25 @@ def _fit(module: LightningModule, data: CorruptionDataModule, epochs: int, **opt
         bare_trainer(max_epochs=epochs, callbacks=callbacks, **options).fit(module, datamodule=shown)
 
 
+DETECTOR_EPOCHS: dict[str, int] = {"perceptron": 10, "prototype": 1}
+"""Passes over the training images that do for a few thousand of them, by the detector's network."""
+
+
 def fit_detector(
-    data: CorruptionDataModule, epochs: int, *, output: Path | None = None, **trainer_options: Any
+    data: CorruptionDataModule,
+    epochs: int,
+    *,
+    output: Path | None = None,
+    network: Network = "perceptron",
+    **trainer_options: Any,
 ) -> DetectorModule:
-    """Train a detector of `data.rows` on the training images.
+    """Fit a detector of `data.rows` to the training images.
 
     Args:
         data: where the images come from.
         epochs: passes over the training images, each with fresh corruptions.
         output: file to save the checkpoint to.
+        network: `"perceptron"`, or `"prototype"`, which needs no training and one epoch.
         **trainer_options: for the Trainer.
 
     Raises:
@@ -84,7 +95,7 @@ def fit_detector(
     channels, height, width = data.train_images[0][0].shape
     if height != width:
         raise DataError(f"the detector takes square images, these are {height} x {width}: pass image_size=")
-    detector = DetectorModule(rows=data.rows, image_size=height, channels=channels)
+    detector = DetectorModule(rows=data.rows, image_size=height, channels=channels, network=network)
     _fit(detector, data, epochs, **trainer_options)
     if output is not None:
         with whole_file(output) as temporary:

@@ -26,7 +26,7 @@ FLOORS = [
     set(GROUND),
     {"modules", "datamodules"},
     {"callbacks"},
-    {"fitting", "evaluation", "demo", "corrupted_set"},
+    {"fitting", "evaluation", "demo", "corrupted_set", "calibrating", "refining", "tuning", "figures"},
     {"cli"},
 ]
 
@@ -93,9 +93,11 @@ def test_public_names() -> None:
         "CorruptionDataModule",
         "DetectorModule",
         "DynamicBNCallback",
+        "calibrate",
         "corrupt",
         "evaluate",
         "load_model",
+        "refine",
         "routed",
     ]
     for name in dynbn_lightning.__all__:

@@ -2,12 +2,15 @@
 
 from dynbn_lightning.batchnorm.bank import SOURCE_ROW, BNStatsBank
 from dynbn_lightning.batchnorm.batch_statistics import BatchStatisticsPolicy
+from dynbn_lightning.batchnorm.calibration import Calibration
 from dynbn_lightning.batchnorm.collecting import PROPAGATIONS, Propagation
+from dynbn_lightning.batchnorm.fingerprint import fingerprints
 from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers, register, unpatch
 from dynbn_lightning.batchnorm.mixing import MIXINGS, Mixing, blend_with_source, mix_rows
-from dynbn_lightning.batchnorm.patched_layers import LayerPolicy, PatchedLayer
+from dynbn_lightning.batchnorm.patched_layers import LayerPolicy, PatchedLayer, own_statistics
 from dynbn_lightning.batchnorm.patching import Patch
 from dynbn_lightning.batchnorm.routing import Routing, patch_with_bank, routed
+from dynbn_lightning.batchnorm.statistics import Statistics
 
 __all__ = [
     "MIXINGS",
@@ -15,16 +18,20 @@ __all__ = [
     "SOURCE_ROW",
     "BNStatsBank",
     "BatchStatisticsPolicy",
+    "Calibration",
     "LayerPolicy",
     "Mixing",
     "Patch",
     "PatchedLayer",
     "Propagation",
     "Routing",
+    "Statistics",
     "blend_with_source",
     "canonical_name",
     "find_batchnorm_layers",
+    "fingerprints",
     "mix_rows",
+    "own_statistics",
     "patch_with_bank",
     "register",
     "routed",

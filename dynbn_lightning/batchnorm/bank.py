@@ -13,14 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank_file import read_bank_file, write_bank_file
+from dynbn_lightning.batchnorm.calibration import Calibration
 from dynbn_lightning.batchnorm.collecting import Propagation, check_propagation, collect_statistics
 from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
 from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
 from dynbn_lightning.batchnorm.ranks import do_on_first_rank, gather_from_ranks
+from dynbn_lightning.batchnorm.statistics import Statistics
 from dynbn_lightning.errors import BankError, DataError, did_you_mean, first_few
 from dynbn_lightning.files import check_output_folder
 from dynbn_lightning.progress import progress_bar
+
+_CALIBRATION_TABLES = ("source_share", "image_share")
+_CALIBRATION_VALUES = ("temperature", "novelty_limit", "detector")
 
 SOURCE_ROW = "clean"
 """The name of row 0, the source statistics: what the model came with."""
@@ -39,6 +44,9 @@ class BNStatsBank:
         provenance: what produced the rows: normalization, preset, severities, seed, source, images per row, as far as
             it is known.
         skip: layers of the model, or modules that hold some, which are left as they are.
+        weight: scales of refined rows, shape (K, channels of all layers); None where rows are statistics alone.
+        bias: shifts of refined rows, same shape.
+        calibration: how far each row is to be trusted; None where that was not measured.
     """
 
     rows: tuple[str, ...]
@@ -48,6 +56,9 @@ class BNStatsBank:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers.values()) < 1:
@@ -62,6 +73,32 @@ class BNStatsBank:
             raise BankError(f"the rows of a bank are distinct and begin with {SOURCE_ROW!r}, got {list(self.rows)}")
         if not (self.mean.isfinite().all() and self.var.isfinite().all() and (self.var >= 0).all()):
             raise BankError("a bank's means and variances are finite and its variances at least 0; these are not")
+        if (self.weight is None) != (self.bias is None):
+            raise BankError("refined rows have scales and shifts; here is one of them alone")
+        for name, table in (("weight", self.weight), ("bias", self.bias)):
+            if table is not None and (tuple(table.shape) != shape or not table.isfinite().all()):
+                raise BankError(f"the {name} of refined rows is a finite table of shape {shape}; this one is not")
+        if self.calibration is not None:
+            self.calibration.check(len(self.rows), len(self.layers))
+
+    @property
+    def statistics(self) -> Statistics:
+        """The rows as one table of K rows, without the calibration."""
+        return Statistics(self.mean, self.var, self.weight, self.bias)
+
+    @property
+    def refined(self) -> bool:
+        """Whether rows have scales and shifts of their own, which is more than statistics."""
+        return self.weight is not None
+
+    def uncalibrated(self) -> BNStatsBank:
+        """The same rows without the calibration."""
+        return replace(self, calibration=None)
+
+    def unrefined(self) -> BNStatsBank:
+        """The same statistics and calibration without scales and shifts."""
+        provenance = {name: value for name, value in self.provenance.items() if name != "refined"}
+        return replace(self, weight=None, bias=None, provenance=provenance)
 
     @classmethod
     def collect(
@@ -216,6 +253,7 @@ class BNStatsBank:
 
     def save(self, path: str | Path) -> None:
         """Write the bank as a safetensors file; a file there is replaced as a whole or, on failure, left alone."""
+        tables = {"mean": self.mean, "var": self.var, "weight": self.weight, "bias": self.bias}
         metadata = {
             "rows": list(self.rows),
             "layers": [[name, width] for name, width in self.layers.items()],
@@ -223,7 +261,12 @@ class BNStatsBank:
             "provenance": dict(self.provenance),
             "skip": list(self.skip),
         }
-        write_bank_file(Path(path), self.mean, self.var, metadata)
+        if self.calibration is not None:
+            described = {name: getattr(self.calibration, name) for name in _CALIBRATION_VALUES}
+            metadata["calibration"] = {**described, "provenance": dict(self.calibration.provenance)}
+            tables |= {f"calibration.{name}": getattr(self.calibration, name) for name in _CALIBRATION_TABLES}
+        given = {name: table for name, table in tables.items() if table is not None}
+        write_bank_file(Path(path), given, metadata)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> BNStatsBank:
@@ -232,7 +275,7 @@ class BNStatsBank:
         Raises:
             BankError: if the file is missing, damaged, of a newer format, or of another model.
         """
-        mean, var, metadata = read_bank_file(Path(path))
+        tables, metadata = read_bank_file(Path(path))
         try:
             layers = {str(name): int(width) for name, width in metadata["layers"]}
             if len(layers) != len(metadata["layers"]):
@@ -240,17 +283,29 @@ class BNStatsBank:
             bank = cls(
                 rows=tuple(metadata["rows"]),
                 layers=layers,
-                mean=mean,
-                var=var,
+                mean=tables["mean"],
+                var=tables["var"],
                 fingerprints=dict(metadata["fingerprints"]),
                 provenance=dict(metadata["provenance"]),
                 skip=tuple(str(name) for name in metadata.get("skip", ())),
+                weight=tables.get("weight"),
+                bias=tables.get("bias"),
+                calibration=_read_calibration(tables, metadata.get("calibration")),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BankError(f"{path} is damaged: {error}") from error
         if model is not None:
             bank.check_model(model)
         return bank
+
+
+def _read_calibration(tables: Mapping[str, Tensor], described: Mapping[str, Any] | None) -> Calibration | None:
+    if described is None:
+        return None
+    return Calibration(
+        **{name: tables.get(f"calibration.{name}") for name in _CALIBRATION_TABLES},  # type: ignore[arg-type]
+        **described,
+    )
 
 
 class UnfinishedBank:

@@ -69,13 +69,27 @@ def mix_rows(weights: Tensor, means: Tensor, variances: Tensor, mixing: Mixing =
     return mean, var
 
 
-def _mix(columns: Sequence[Tensor], means: Tensor, variances: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    mean, var = (means.new_zeros(len(columns[0]), means.shape[1]) for _ in range(2))
+def mix_values(weights: Tensor, values: Tensor) -> Tensor:
+    """Each image's average of the rows' values: shape (N, V) from weights (N, K) and values (K, V).
+
+    Like the means of `mix_rows`: in the dtype of `values`, a one-hot weight copying its row exactly, and rounded alike
+    whatever the batch size.
+    """
+    with torch.autocast(weights.device.type, enabled=False):
+        return _average(weights.to(values).unsqueeze(2).unbind(1), values)
+
+
+def _average(columns: Sequence[Tensor], values: Tensor) -> Tensor:
+    average = values.new_zeros(len(columns[0]), values.shape[1])
     # Row by row and not as a matrix product, which may run in TF32 or bfloat16 (then a one-hot weight copies no row)
     # and whose rounding depends on the batch size; nor at once, for (N, K, C) would be gigabytes.
-    for weight, row_mean, row_var in zip(columns, means, variances, strict=True):
-        mean.addcmul_(weight, row_mean)
-        var.addcmul_(weight, row_var)
+    for weight, row in zip(columns, values, strict=True):
+        average.addcmul_(weight, row)
+    return average
+
+
+def _mix(columns: Sequence[Tensor], means: Tensor, variances: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    mean, var = _average(columns, means), _average(columns, variances)
     if mixing == "moments":
         for weight, row_mean in zip(columns, means, strict=True):
             var.addcmul_(weight, (row_mean - mean).square())

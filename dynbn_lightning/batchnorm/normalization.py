@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,13 @@ def normalize_batch(
         x: activations, shape (N, C) or (N, C, *spatial), floating.
         mean: shape (C,) for one row shared by the batch, or (N, C) for a row per image.
         var: variances, of the shape of `mean`.
-        weight: scale per channel, shape (C,), or None.
-        bias: shift per channel, shape (C,), or None.
+        weight: scale per channel, shape (C,), or None; with a row per image also (N, C), a scale per image.
+        bias: shift per channel, of the shape of `weight`, or None.
         eps: added to the variance.
 
     Returns:
         Normalised activations: shape, dtype and memory format of `x`. The statistics are used in float32 (float64 for
-        float64 activations), whatever the dtype of `x`.
+        float64 activations), whatever the dtype of `x`. Gradients flow to statistics that require them.
 
     Raises:
         RoutingError: if the statistics are of another number of images or channels than `x`.
@@ -39,6 +40,8 @@ def normalize_batch(
     bias = None if bias is None else bias.to(dtype)
     if mean.shape[-1] != x.shape[1]:
         raise RoutingError(f"statistics of {mean.shape[-1]} channels for activations of {x.shape[1]} channels")
+    if _needs_gradient(mean, var):
+        return _normalize_with_gradients(x, mean, var, weight, bias, eps)
     if mean.dim() == 1:
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     if mean.shape[0] != x.shape[0]:
@@ -50,22 +53,43 @@ def normalize_batch(
     return _normalize_in_one_view(x, mean, var, weight, bias, eps)
 
 
+def _normalize_with_gradients(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    # torch's batch norm gives no gradients to the statistics that it evaluates with.
+    per_channel = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
+    scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return (x * scale.reshape(per_channel) + shift.reshape(per_channel)).to(x.dtype)
+
+
 def _normalize_image_by_image(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     # Channels last: an image's channels are no rows of memory, and bringing them there and back costs more than
     # starting a kernel for every image.
+    weights, biases = _for_each_image(weight, len(x)), _for_each_image(bias, len(x))
     if _needs_gradient(x, weight, bias):
         # `split` and not `unsqueeze`, whose strides the backward pass misreads.
-        rows = zip(x.split(1), mean, var, strict=True)  # type: ignore[no-untyped-call]
-        return torch.cat([F.batch_norm(image, m, v, weight, bias, training=False, eps=eps) for image, m, v in rows])
+        rows = zip(x.split(1), mean, var, weights, biases, strict=True)  # type: ignore[no-untyped-call]
+        return torch.cat([F.batch_norm(image, m, v, w, b, training=False, eps=eps) for image, m, v, w, b in rows])
     out, unused = torch.empty_like(x), mean.new_empty(0)
     with torch.no_grad():
-        for image, m, v, target in zip(x.unsqueeze(1), mean, var, out.unsqueeze(1), strict=True):
+        for image, m, v, w, b, target in zip(x.unsqueeze(1), mean, var, weights, biases, out.unsqueeze(1), strict=True):
             torch.ops.aten.native_batch_norm.out(
-                image, weight, bias, m, v, False, 0.0, eps, out=target, save_mean=unused, save_invstd=unused
+                image, w, b, m, v, False, 0.0, eps, out=target, save_mean=unused, save_invstd=unused
             )
     return out
+
+
+def _for_each_image(value: Tensor | None, images: int) -> Sequence[Tensor | None]:
+    return value.unbind() if value is not None and value.dim() == 2 else [value] * images
+
+
+def _side_by_side(value: Tensor | None, images: int) -> Tensor | None:
+    if value is None:
+        return None
+    return value.reshape(-1) if value.dim() == 2 else value.repeat(images)
 
 
 def _normalize_in_one_view(
@@ -82,8 +106,8 @@ def _normalize_in_one_view(
         x.contiguous().view(1, images * channels, *spatial),
         mean,
         var,
-        None if weight is None else weight.repeat(images),
-        None if bias is None else bias.repeat(images),
+        _side_by_side(weight, images),
+        _side_by_side(bias, images),
         training=False,
         eps=eps,
     ).view(x.shape)
@@ -154,13 +178,43 @@ def batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     return count, mean, var
 
 
-def _moments_on_cpu(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """As `batch_moments`, in float64, of contiguous activations: two passes over what a CPU's cache holds at a time.
+def image_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the biased variance of each image's own activations, channel by channel.
 
-    A fraction of the time of torch's own kernel, which adds up one value after the other.
+    Args:
+        x: activations, shape (N, C) or (N, C, *spatial), floating.
+
+    Returns:
+        The mean and the variance, (N, C), in float32 (float64 for float64 activations); the variance of a single value
+        is 0. An image's moments don't depend on the rest of the batch.
     """
-    images, channels, *spatial = x.shape
-    rows = x.view(images * channels, math.prod(spatial))
+    if x.dim() == 2:
+        mean = x.to(_statistics_dtype(x))
+        return mean, torch.zeros_like(mean)
+    if _moments_fit_cpu(x):
+        means, squares = _row_moments_on_cpu(x)
+        return means.view(x.shape[:2]), (squares / math.prod(x.shape[2:])).view(x.shape[:2])
+    var, mean = torch.var_mean(x.to(_statistics_dtype(x)), dim=tuple(range(2, x.dim())), correction=0)
+    return mean, var
+
+
+def _moments_on_cpu(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """As `batch_moments`, in float64, of contiguous activations."""
+    count, values = x.numel() // x.shape[1], math.prod(x.shape[2:])
+    means, squares = _row_moments_on_cpu(x)
+    each = means.double().view(x.shape[:2])
+    mean = each.mean(0)
+    total = squares.double().view(x.shape[:2]).sum(0) + values * (each - mean).square().sum(0)
+    return count, mean, total / (count - 1)
+
+
+def _row_moments_on_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and sum of squared deviations, of each channel of each image, (N * C,), of contiguous activations.
+
+    Two passes over what a CPU's cache holds at a time, in a fraction of the time of torch's own kernel, which adds up
+    one value after the other.
+    """
+    rows = x.view(x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
     at_once = min(len(rows), max(1, _CACHED_VALUES // rows.shape[1]))
     scratch = x.new_empty(at_once, rows.shape[1], dtype=_statistics_dtype(x))
     means, squares = scratch.new_empty(len(rows), 1), scratch.new_empty(len(rows))
@@ -169,11 +223,7 @@ def _moments_on_cpu(x: Tensor) -> tuple[int, Tensor, Tensor]:
         torch.mean(part, 1, keepdim=True, out=means[place])
         deviations = torch.sub(part, means[place], out=scratch[: len(part)])
         torch.sum(deviations.square_(), 1, out=squares[place])
-    each = means.double().view(images, channels)
-    mean = each.mean(0)
-    total = squares.double().view(images, channels).sum(0) + rows.shape[1] * (each - mean).square().sum(0)
-    count = images * rows.shape[1]
-    return count, mean, total / (count - 1)
+    return means[:, 0], squares
 
 
 def _moments_fit_cpu(x: Tensor, *others: Tensor | None) -> bool:

@@ -7,13 +7,17 @@ is particular to its class: its arithmetic, and what follows the normalisation (
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dynbn_lightning.batchnorm.normalization import normalize_batch, normalize_with_batch_moments
+from dynbn_lightning.batchnorm.normalization import image_moments, normalize_batch, normalize_with_batch_moments
+from dynbn_lightning.batchnorm.statistics import Statistics, blend_with_image
+
+Affine = tuple[Tensor, Tensor]
 
 
 class LayerPolicy(Protocol):
@@ -40,10 +44,21 @@ class PatchedLayer:
         out: Tensor = super().forward(x)  # type: ignore[misc]
         return out
 
-    def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """The layer's output with statistics of shape (C,), shared, or (N, C), one row per image."""
+    def normalize(self, x: Tensor, mean: Tensor, var: Tensor, affine: Affine | None = None) -> Tensor:
+        """The layer's output with statistics of shape (C,), shared, or (N, C), one row per image.
+
+        `affine` is a scale and a shift of the shape of the statistics to take instead of the layer's own.
+        """
         self._check(x)
-        return self.finish(normalize_batch(x, mean, var, *self._affine(), self.eps))
+        return self.finish(normalize_batch(x, mean, var, *(affine or self._affine()), self.eps))
+
+    def normalize_with(self, x: Tensor, statistics: Statistics) -> Tensor:
+        """The layer's output with this layer's statistics of each image, or of all; see `Statistics`."""
+        mean, var, weight, bias, image_share = statistics
+        if image_share is not None:
+            self._check(x)
+            mean, var = blend_with_image(mean, var, *image_moments(x), image_share)
+        return self.normalize(x, mean, var, None if weight is None or bias is None else (weight, bias))
 
     def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The layer's output with the moments of `x` itself, their mean (C,) and unbiased variance (C,)."""
@@ -87,15 +102,17 @@ class FrozenArithmetic(PatchedLayer):
     buffers, and activations of a lower one are promoted to it.
     """
 
-    def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    def normalize(self, x: Tensor, mean: Tensor, var: Tensor, affine: Affine | None = None) -> Tensor:
         """The layer's output with statistics of shape (C,) or (N, C), in the frozen layers' own arithmetic."""
-        weight, bias = self._affine()
+        own = self._affine()
+        weight, bias = affine or own
+        assert own[0] is not None
         assert weight is not None
         assert bias is not None
-        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
+        weight, bias, mean, var = (t.to(own[0].dtype).reshape(-1, x.shape[1]) for t in (weight, bias, mean, var))
         per_channel = (-1, x.shape[1]) + (1,) * (x.dim() - 2)
-        scale = weight.view(1, -1) * _inverse_root(var.reshape(-1, x.shape[1]) + self.eps)
-        shift = bias.view(1, -1) - mean.reshape(-1, x.shape[1]) * scale
+        scale = weight * _inverse_root(var + self.eps)
+        shift = bias - mean * scale
         return self.finish(x * scale.view(per_channel) + shift.view(per_channel))
 
     def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,3 +153,15 @@ def source_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(var, Tensor)
     dtype = torch.promote_types(mean.dtype, torch.float32)
     return mean.detach().to(dtype), var.detach().to(dtype)
+
+
+def own_statistics(layers: Iterable[nn.Module]) -> Statistics:
+    """What layers came with, side by side, as one row; the scale and shift of a layer without are 1 and 0."""
+    tables: list[tuple[Tensor, ...]] = []
+    for layer in layers:
+        mean, var = source_statistics(layer)
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        weight = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
+        bias = torch.zeros_like(mean) if bias is None else bias.detach().to(mean.dtype)
+        tables.append((mean, var, weight, bias))
+    return Statistics(*(torch.cat(parts) for parts in zip(*tables, strict=True)))

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank import BNStatsBank
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
-from dynbn_lightning.batchnorm.mixing import Mixing, blend_with_source, check_mixing, check_weights, mix_rows
-from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
+from dynbn_lightning.batchnorm.mixing import Mixing, blend_with_source, check_mixing, check_weights
+from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, own_statistics
 from dynbn_lightning.batchnorm.patching import Patch
+from dynbn_lightning.batchnorm.statistics import Statistics
 from dynbn_lightning.errors import RoutingError, did_you_mean
 
 _ROW_NUMBER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -35,17 +36,20 @@ class Routing:
     def __init__(self, bank: BNStatsBank, model: nn.Module, mixing: Mixing = "moments") -> None:
         check_mixing(mixing)
         layers = find_batchnorm_layers(model, bank.skip)
-        source = [source_statistics(layers[name]) for name in bank.layers]
         # Row 0 comes from the model itself: a cast to half precision has rounded its statistics since the bank was
         # collected, and images on row 0 must see exactly what the layer's own forward sees.
         with torch.inference_mode(False), torch.no_grad():
-            source_mean, source_var = (torch.cat(parts) for parts in zip(*source, strict=True))
-            self._means = bank.mean.to(source_mean, copy=True)
-            self._vars = bank.var.to(source_var, copy=True)
-            self._means[0], self._vars[0] = source_mean, source_var
+            source = own_statistics(layers[name] for name in bank.layers)
+            table = bank.statistics.map(lambda values: values.to(source.mean, copy=True))
+            for values, own in zip(table, source, strict=True):
+                if values is not None and own is not None:
+                    values[0] = own
+            if bank.calibration is not None:
+                table = bank.calibration.apply(table, list(bank.layers.values()))
+        self._table = table
         self._mixing = mixing
         self._rows = bank.rows
-        self._statistics: tuple[Tensor, Tensor] | None = None
+        self._statistics: Statistics | None = None
         # N in the shape of an empty tensor (N, 0): torch.compile takes a number for a constant.
         self._batch: Tensor | None = None
         self._copies: Copies | None = None
@@ -53,6 +57,7 @@ class Routing:
         for width in bank.layers.values():
             bounds.append(bounds[-1] + width)
         self._channels = {name: slice(bounds[i], bounds[i + 1]) for i, name in enumerate(bank.layers)}
+        self._layers = {name: i for i, name in enumerate(bank.layers)}
 
     def set(
         self, assignment: Tensor | str, copies: Copies | None = None, *, source_weight: float | Tensor | None = None
@@ -88,13 +93,18 @@ class Routing:
         # Nothing was assigned if anything above raised.
         is_shared = assignment.dim() == 1 and assignment.is_floating_point()
         self._statistics, self._copies = statistics, copies
-        self._batch = None if is_shared else self._means.new_empty(len(assignment), 0)
+        self._batch = None if is_shared else self._table.mean.new_empty(len(assignment), 0)
+
+    def use(self, statistics: Statistics) -> None:
+        """Give the images of the next forward passes statistics of your own, of N images; gradients flow to them."""
+        self._statistics, self._copies = statistics, None
+        self._batch = statistics.mean.new_empty(len(statistics.mean), 0)
 
     def clear(self) -> None:
         """Go back to the source statistics, for batches of any size."""
         self._statistics = self._batch = None
 
-    def _statistics_of(self, assignment: Tensor, source_weight: float | Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def _statistics_of(self, assignment: Tensor, source_weight: float | Tensor | None) -> Statistics | None:
         if assignment.dim() == 1 and assignment.dtype in _ROW_NUMBER_DTYPES:
             shared_row = self._check_rows(assignment)
             if source_weight is None:
@@ -104,7 +114,7 @@ class Routing:
         return self._of_weights(assignment if source_weight is None else blend_with_source(assignment, source_weight))
 
     def _one_hot(self, rows: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(rows.long(), len(self._rows)).to(self._means.dtype)
+        return torch.nn.functional.one_hot(rows.long(), len(self._rows)).to(self._table.mean.dtype)
 
     def _check_rows(self, rows: Tensor) -> int | None:
         low, high = torch.stack(rows.aminmax()).tolist()
@@ -112,15 +122,15 @@ class Routing:
             raise RoutingError(f"row numbers from {low} to {high} for a bank of {len(self._rows)} rows")
         return int(low) if low == high else None
 
-    def _of_rows(self, rows: Tensor, shared_row: int | None) -> tuple[Tensor, Tensor] | None:
+    def _of_rows(self, rows: Tensor, shared_row: int | None) -> Statistics | None:
         if shared_row == 0:
             return None
         if shared_row is not None:
-            return self._means[shared_row], self._vars[shared_row]
-        rows = rows.to(self._means.device, torch.int64)  # indexing with uint8 would select as with a mask
-        return self._means[rows], self._vars[rows]
+            return self._table.map(lambda table: table[shared_row])
+        rows = rows.to(self._table.mean.device, torch.int64)  # indexing with uint8 would select as with a mask
+        return self._table.map(lambda table: table[rows])
 
-    def _of_weights(self, weights: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _of_weights(self, weights: Tensor) -> Statistics | None:
         # A sum of rounded weights is off by their rounding; NaN fails both comparisons.
         off = max(1e-3, 4 * torch.finfo(weights.dtype).eps)
         is_mixture = (weights.min() >= 0) & ((weights.float().sum(-1) - 1).abs().max() < off)
@@ -135,9 +145,9 @@ class Routing:
             )
         if source:
             return None
-        per_image = weights.to(self._means.device).reshape(-1, len(self._rows))
-        means, variances = mix_rows(per_image, self._means, self._vars, self._mixing)
-        return (means, variances) if weights.dim() == 2 else (means[0], variances[0])
+        per_image = weights.to(self._table.mean.device).reshape(-1, len(self._rows))
+        mixtures = self._table.mixed(per_image, self._mixing)
+        return mixtures if weights.dim() == 2 else mixtures.map(lambda table: table[0])
 
     def forward(self, name: str, layer: PatchedLayer, x: Tensor) -> Tensor:
         """The output of the layer called `name` under the present assignment."""
@@ -148,11 +158,11 @@ class Routing:
         copies = 1 if self._batch is None else self._copies_in(x, self._batch.shape[0], name)
         if self._statistics is None:
             return layer.own_forward(x)
-        mean, var = (table[..., self._channels[name]] for table in self._statistics)
-        if mean.dim() == 2 and copies > 1:
+        statistics = self._statistics.of_layer(self._channels[name], self._layers[name])
+        if statistics.mean.dim() == 2 and copies > 1:
             repeat = torch.Tensor.repeat_interleave if self._copies == "adjacent" else _stack
-            mean, var = repeat(mean, copies, 0), repeat(var, copies, 0)
-        return layer.normalize(x, mean, var)
+            statistics = statistics.map(lambda table: repeat(table, copies, 0))
+        return layer.normalize_with(x, statistics)
 
     def _copies_in(self, x: Tensor, images: int, name: str) -> int:
         copies, rest = len(x) // images, len(x) % images  # torch.compile has no divmod of a batch size

@@ -20,6 +20,7 @@ from ..batchnorm import (
     patch_with_bank,
 )
 from ..datamodules.batches import BatchInfo, batch_info_of, knows_cells
+from ..detection import EVIDENCES, Evidence, StreamMemory, pooled_posterior
 from ..errors import BankError, DataError, DetectorError, ImageError, RoutingError, did_you_mean, first_few
 from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
@@ -35,7 +36,16 @@ class DynamicBNCallback(BatchNormCallback):
     After Rezaei and Norouzzadeh 2023, "Dynamic Batch Norm Statistics Update for Natural Robustness". Before each
     step the detector looks at the batch's pixels; `"hard"` routing gives each image the most probable row,
     `"soft"` the mixture of rows weighted by their probabilities, and `"oracle"` the row of its true corruption, known
-    from a `CorruptionDataModule`. An image's prediction depends neither on the other images nor on the batch size.
+    from a `CorruptionDataModule`. A bank's calibration is used if it has one, as are refined rows;
+    `bank.uncalibrated()` and `bank.unrefined()` are without.
+
+    `evidence` says which images decide on an image's row:
+
+    - `"image"`: it alone; its prediction depends neither on the other images nor on the batch size. For any stream.
+    - `"batch"`: all of its batch, which share a row. For batches of one corruption, such as a camera's of one minute.
+    - `"stream"`: it and those before it, the longer ago the less (`detection.StreamMemory`); found changes are
+      followed. For streams that keep to a corruption for dozens of images. Each process has a memory of its own, from
+      the beginning to the end of a run.
 
     Logged where the truth is known: `detection/acc`, the fraction of images whose most probable row is the true one.
 
@@ -47,6 +57,7 @@ class DynamicBNCallback(BatchNormCallback):
         normalization: the input normalisation, undone for the detector; by default the datamodule's, the bank's or
             the model's.
         mixing: how variances are mixed in soft routing, see `batchnorm.mix_rows`.
+        evidence: `"image"`, `"batch"` or `"stream"`.
 
     Raises:
         BankError: for a bank that is damaged or, when evaluation starts, of another model.
@@ -63,24 +74,34 @@ class DynamicBNCallback(BatchNormCallback):
         routing: RoutingMode = "soft",
         normalization: str | Normalization | Sequence[Sequence[float]] | None = None,
         mixing: Mixing = "moments",
+        evidence: Evidence = "image",
     ) -> None:
         super().__init__()
-        for name, value, known in (("routing", routing, get_args(RoutingMode)), ("mixing", mixing, MIXINGS)):
+        for name, value, known in (
+            ("routing", routing, get_args(RoutingMode)),
+            ("mixing", mixing, MIXINGS),
+            ("evidence", evidence, EVIDENCES),
+        ):
             if value not in known:
                 raise RoutingError(f"{name}={value!r}: {did_you_mean(str(value), known)}")
         self.bank = bank if isinstance(bank, BNStatsBank) else BNStatsBank.load(bank)
-        self.routing, self.mixing = routing, mixing
+        self.routing, self.mixing, self.evidence = routing, mixing, evidence
         self.normalization = None if normalization is None else Normalization.of(normalization)
         self.detector = None if routing == "oracle" else FrozenDetector(detector, self.bank)
         self._accuracy = Top1Accuracy()
         self._known: Normalization | None = None
         self._model_normalization: Normalization | None = None
         self._routing: Routing | None = None
+        self._memory = StreamMemory()
 
     def assign(self, images: Tensor) -> Tensor:
         """Weights over the bank's rows, (N, K), of pixels in [0, 1], (N, C, H, W): the policy, to override."""
         assert self.detector is not None
         weights: Tensor = self.detector(images)
+        if self.evidence == "stream":
+            return self._memory.update(weights)
+        if self.evidence == "batch":
+            return pooled_posterior(weights).expand_as(weights)
         return weights
 
     def images_of(self, batch: Any) -> Tensor:
@@ -128,6 +149,7 @@ class DynamicBNCallback(BatchNormCallback):
             self.detector.to(pl_module.device)
         self._accuracy = Top1Accuracy().to(pl_module.device)
         self._known = None
+        self._memory.clear()
         self._model_normalization = getattr(model, "input_normalization", None)
         patch, self._routing = patch_with_bank(model, self.bank, self.mixing)
         return patch
@@ -220,9 +242,7 @@ class DynamicBNCallback(BatchNormCallback):
 
     def _pixels(self, images: Tensor) -> Tensor:
         assert self._known is not None
-        # Images are 8-bit when they are normalised, so rounding gives the stored pixels back: exactly from float32 and
-        # float16, and from bfloat16 but for the brightest pixels under a wide std.
-        return (self._known.undo(images) * 255).round().clamp(0, 255) / 255
+        return self._known.stored_pixels(images)
 
     def _row_of(self, cell: str) -> int:
         for row in (cell, cell.partition("/")[0]):

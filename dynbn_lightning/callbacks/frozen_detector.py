@@ -1,14 +1,15 @@
-"""The detector as the callback uses it: a frozen copy whose columns are those of the bank."""
+"""The detector as it is used: a frozen copy whose columns are those of the bank, and whose confidence is calibrated."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..batchnorm import BNStatsBank
+from ..batchnorm import BNStatsBank, fingerprints
 from ..errors import DetectorError, first_few
 from ..modules.detector import DetectorModule
 
@@ -19,7 +20,8 @@ class FrozenDetector(nn.Module):
     Args:
         detector: a `DetectorModule`, its checkpoint, or any module with `rows` that maps pixels in [0, 1]
             (N, C, H, W) to logits (N, rows).
-        bank: whose rows the detector must know, all of them and no others, in any order.
+        bank: whose rows the detector must know, all of them and no others, in any order. Its calibration, if it has
+            one, tells the temperature and the novelty limit.
 
     Raises:
         DetectorError: if there is no detector, or one that does not fit the bank.
@@ -39,13 +41,40 @@ class FrozenDetector(nn.Module):
         _check_rows(self.rows, bank.rows)
         self._columns = torch.tensor([self.rows.index(row) for row in bank.rows])
         self.detector = copy.deepcopy(detector).float().eval().requires_grad_(False)
+        self.calibration = bank.calibration
+        if self.calibration is not None and self.calibration.detector not in (None, self.fingerprint()):
+            warnings.warn(
+                "the bank was calibrated with another detector than this one, so its confidence may be off: calibrate "
+                "the bank anew with `dynbn calibrate`",
+                stacklevel=3,
+            )
+
+    def fingerprint(self) -> str:
+        """A fingerprint of the detector's weights."""
+        return fingerprints(self.detector)["float32"]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Probabilities (N, K) over the bank's rows, float32, of pixels (N, C, H, W) in [0, 1].
 
+        Calibrated where the bank is: logits are divided by the temperature, and an image that is less familiar than
+        the novelty limit is given to row 0, the source statistics.
+
         Raises:
             DetectorError: if the detector gives logits of another shape than (N, its rows).
         """
+        logits = self.logits(pixels)
+        if self.calibration is None:
+            return logits.softmax(dim=1)
+        probabilities = (logits / self.calibration.temperature).softmax(dim=1)
+        if self.calibration.novelty_limit is None:
+            return probabilities
+        source = torch.zeros_like(probabilities[0])
+        source[0] = 1
+        novel = familiarity(logits, self.calibration.temperature) < self.calibration.novelty_limit
+        return torch.where(novel.unsqueeze(1), source, probabilities)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """What the detector says, (N, K) in the order of the bank's rows, float32; raises as `forward` does."""
         # Outside autocast and in float32: the probabilities don't depend on the classifier's precision.
         with torch.autocast(pixels.device.type, enabled=False):
             logits: Tensor = self.detector(pixels)
@@ -54,7 +83,15 @@ class FrozenDetector(nn.Module):
                 f"{type(self.detector).__name__} says it knows {len(self.rows)} rows but gave logits of shape "
                 f"{tuple(logits.shape)} for {len(pixels)} images: expected ({len(pixels)}, {len(self.rows)})"
             )
-        return logits.float().softmax(dim=1)[:, self._columns.to(logits.device)]
+        return logits.float()[:, self._columns.to(logits.device)]
+
+
+def familiarity(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """How much images resemble what a detector was fitted on, (N,): T * logsumexp(logits / T) of logits (N, K).
+
+    The negative of the free energy of Liu et al. 2020, "Energy-based Out-of-distribution Detection", section 3.
+    """
+    return temperature * (logits / temperature).logsumexp(dim=1)
 
 
 def load_detector(path: Path) -> DetectorModule:

@@ -35,6 +35,21 @@ class PixelBatch(NamedTuple):
     form: str
 
 
+class DrawnBatch(NamedTuple):
+    """Training images in cells drawn at random, for calibrating and refining a bank."""
+
+    images: Tensor
+    """Corrupted and normalised, (N, C, H, W)."""
+    clean: Tensor
+    """The same images uncorrupted, (N, C, H, W)."""
+    labels: Tensor
+    """Their classes, (N,) int64."""
+    rows: Tensor
+    """The rows of their cells, (N,) int64."""
+    indices: tuple[int, ...]
+    """Their numbers among the training images."""
+
+
 @dataclass(frozen=True)
 class BatchInfo:
     """What is known of each image of the present batch; travels beside the batch, not inside it.

@@ -17,15 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset, texture_files
 from ..errors import DataError, did_you_mean
 from ..models.normalization import Normalization
-from .batches import BatchInfo, PixelBatch, corrupt_pixels, shift_and_flip
+from .batches import BatchInfo, DrawnBatch, PixelBatch, corrupt_pixels, shift_and_flip
 from .images import PixelDataset
-from .row_loaders import RowBatches, RowLoaders
+from .row_loaders import Batches, RowLoaders
 from .seeds import hashed_random
 from .sources import Source, check_source, open_source
 from .streams import STREAMS, Stream, make_loader, stream_pairs
 
 Task = Literal["detector", "classifier"]
 Granularity = Literal["corruption", "cell"]
+Part = Literal["fit", "choose", "check"]
 
 
 class CorruptionDataModule(LightningDataModule):
@@ -236,12 +237,13 @@ class CorruptionDataModule(LightningDataModule):
     # What a bank is collected from
 
     def row_loaders(
-        self, *, images_per_row: int = 2000, batch_size: int = 500, device: str | torch.device = "cpu"
+        self, *, images_per_row: int | None = None, batch_size: int = 500, device: str | torch.device = "cpu"
     ) -> RowLoaders:
         """The image batches that each row of a bank is measured on: training images, none of them held out.
 
         Args:
-            images_per_row: at most so many images for each row; the same ones for all rows.
+            images_per_row: at most so many images for each row, the same ones for all rows; by default 2,000 for a row
+                per corruption, 500 for a row per cell.
             batch_size: at most so many images at a time, spread evenly over the batches: each is normalised by its own
                 moments while a row is measured, so large ones are better and a small rest would be worst.
             device: where to corrupt.
@@ -249,6 +251,8 @@ class CorruptionDataModule(LightningDataModule):
         Raises:
             DataError: if there are no training images, or one of the numbers is not positive.
         """
+        if images_per_row is None:
+            images_per_row = 500 if self.row_per == "cell" else 2000
         if images_per_row < 1 or batch_size < 1:
             raise DataError(f"images_per_row={images_per_row!r} and batch_size={batch_size!r} must be at least 1")
         indices = self._split[0][:images_per_row]
@@ -261,9 +265,66 @@ class CorruptionDataModule(LightningDataModule):
                 yield self._finish(batch._replace(pixels=batch.pixels.to(device)), epoch=-1)
             self.batch_info = None
 
-        batches = {row: RowBatches(lambda row=row: batches_of(row), count) for row in self.rows}  # type: ignore[misc]
+        batches = {row: Batches(lambda row=row: batches_of(row), count) for row in self.rows}  # type: ignore[misc]
         measured_on = {"images_per_row": images_per_row, "batch_size": batch_size}
         return RowLoaders(batches, {**self.provenance(), **measured_on})
+
+    # What a bank is calibrated and refined on
+
+    def drawn_batches(
+        self,
+        images: int,
+        part: Part,
+        *,
+        clean: bool = True,
+        batch_size: int = 64,
+        device: str | torch.device = "cpu",
+    ) -> Batches[DrawnBatch]:
+        """Batches of training images, each image and its cell drawn at random: the same ones in every iteration.
+
+        Args:
+            images: how many, all batches together; rounded up to whole batches.
+            part: draw from the images that detector and bank are made from (`"fit"`), or from those held out: three
+                quarters to choose by (`"choose"`) and one to check the choice on (`"check"`).
+            clean: draw clean as often as each corruption, or not at all.
+            batch_size: images per batch.
+            device: where to corrupt.
+
+        Raises:
+            DataError: if there are no training images, or one of the numbers is not positive.
+        """
+        if images < 1 or batch_size < 1:
+            raise DataError(f"images={images!r} and batch_size={batch_size!r} must be at least 1")
+        fit, held_out = self._split
+        checked = max(1, len(held_out) // 4)
+        indices = {"fit": fit, "choose": held_out[checked:], "check": held_out[:checked]}[part]
+        if not indices:
+            raise DataError(f"{len(held_out)} held-out training images are too few: raise validation_fraction")
+        count = -(-images // batch_size)
+        corruptions = (CLEAN, *self.corruptions) if clean else self.corruptions
+
+        def draw(position: int) -> tuple[int, int]:
+            random = hashed_random("drawn", self.seed, part, position)
+            index = random.choice(indices)
+            return index, self._cell_of(random.choice(corruptions), index, position).code
+
+        def batches() -> Iterator[DrawnBatch]:
+            pairs = [draw(position) for position in range(count * batch_size)]
+            options: dict[str, Any] = {"split": "train", "form": "classifier", "batch_size": batch_size}
+            for number, batch in enumerate(self._loader(self.train_images, pairs, **options)):
+                batch = batch._replace(pixels=batch.pixels.to(device), labels=batch.labels.to(device))
+                corrupted = self._corrupted(batch, epoch=number)
+                rows = torch.tensor([self._row_of(Cell.from_code(code)) for code in batch.cells], device=device)
+                yield DrawnBatch(
+                    self.normalization.apply(corrupted.float() / 255),
+                    self.normalization.apply(batch.pixels.float() / 255),
+                    batch.labels,
+                    rows,
+                    batch.indices,
+                )
+            self.batch_info = None
+
+        return Batches(batches, count)
 
     # How a batch is made
 
@@ -288,8 +349,9 @@ class CorruptionDataModule(LightningDataModule):
         return Cell(row, hashed_random("severity", self.seed, row, index, epoch).choice(self.severities))
 
     def _draw_cell(self, index: int, epoch: int) -> Cell:
-        row = hashed_random("row", self.seed, index, epoch).choice(self.rows)
-        return self._cell_of(row, index, epoch)
+        # Clean as often as each corruption, also where a row is a cell: most images that a model meets are clean.
+        corruption = hashed_random("row", self.seed, index, epoch).choice((CLEAN, *self.corruptions))
+        return self._cell_of(corruption, index, epoch)
 
     def _row_of(self, cell: Cell) -> int:
         return self.rows.index(cell.name if self.row_per == "cell" else cell.corruption)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 
-from dynbn_lightning.detection.features import corruption_features, num_features
+from dynbn_lightning.detection.spectrum_detector import SpectrumDetector, require_at_least
 from dynbn_lightning.detection.standardize import Standardize
 from dynbn_lightning.errors import DetectorError
 
-RANGE_TOLERANCE = 0.05
-"""How far pixels may be outside [0, 1]: undoing a normalisation in 16 bits misses by up to about 0.02."""
 
-
-class SpectrumPerceptron(nn.Module):
+class SpectrumPerceptron(SpectrumDetector):
     """Logits over rows from images: `corruption_features`, standardised, through a perceptron of three layers.
 
     That a classifier on the Fourier spectrum tells corruptions apart is from Rezaei and Norouzzadeh (2023), "Dynamic
@@ -35,25 +31,14 @@ class SpectrumPerceptron(nn.Module):
     def __init__(
         self, num_rows: int, image_size: int, channels: int = 3, hidden: int = 256, dropout: float = 0.1
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("num_rows", num_rows, 2),
-            ("image_size", image_size, 4),
-            ("channels", channels, 1),
-            ("hidden", hidden, 1),
-        ):
-            if value < least:
-                raise DetectorError(f"a detector needs {name} of at least {least}, got {value}")
+        super().__init__(num_rows, image_size, channels)
+        require_at_least(hidden=(hidden, 1))
         if not 0 <= dropout < 1:
             raise DetectorError(f"dropout must be from 0 to below 1, got {dropout}")
-        self.num_rows = num_rows
-        self.image_size = image_size
-        self.channels = channels
-        features = num_features(channels, image_size, image_size)
-        self.standardize = Standardize(features)
+        self.standardize = Standardize(self.num_features)
         self.layers = nn.Sequential(
             OrderedDict(
-                first=nn.Linear(features, hidden),
+                first=nn.Linear(self.num_features, hidden),
                 first_activation=nn.GELU(),
                 first_dropout=nn.Dropout(dropout),
                 second=nn.Linear(hidden, hidden),
@@ -67,28 +52,8 @@ class SpectrumPerceptron(nn.Module):
         """Logits, shape (N, num_rows), of images in [0, 1], shape (N, channels, image_size, image_size).
 
         Raises:
-            DetectorError: If images are of another shape or not floating point, or outside [0, 1] or NaN (looked at
-                on the CPU only: elsewhere it would wait for the device).
+            DetectorError: As `features` does.
         """
-        self._check(images)
-        features = self.standardize(corruption_features(images))
+        features = self.standardize(self.features(images))
         logits: Tensor = self.layers(features.to(self.layers[0].weight.dtype))
         return logits
-
-    def _check(self, images: Tensor) -> None:
-        expected = (self.channels, self.image_size, self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or len(images) == 0:
-            raise DetectorError(
-                f"this detector was made for images of shape (N, {', '.join(map(str, expected))}), "
-                f"N at least 1, got {tuple(images.shape)}"
-            )
-        if not images.is_floating_point():
-            raise DetectorError(f"the detector takes floating-point images in [0, 1], got {images.dtype}")
-        if images.device.type == "cpu" and not torch.compiler.is_compiling():
-            least, largest = (float(value) for value in images.detach().aminmax())
-            # Written so that NaN fails.
-            if not (least >= -RANGE_TOLERANCE and largest <= 1 + RANGE_TOLERANCE):
-                raise DetectorError(
-                    "the detector takes images in [0, 1] as they were before the model's normalisation, "
-                    f"got values from {least:.4g} to {largest:.4g}"
-                )

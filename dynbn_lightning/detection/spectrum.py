@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynbn_lightning.errors import DetectorError
@@ -17,9 +16,6 @@ Rounding errors are uniform over one step of 1/255, so their standard deviation 
 transform spreads white noise evenly without changing its size. Amplitudes below it say nothing about the image: added
 before the logarithm, it keeps them from mattering, and the logarithm finite.
 """
-
-SPECTRUM_ROWS = 32
-SPECTRUM_COLUMNS = 17
 
 
 def log_amplitude_spectrum(images: Tensor, floor: float = QUANTISATION_NOISE) -> Tensor:
@@ -39,31 +35,18 @@ def log_amplitude_spectrum(images: Tensor, floor: float = QUANTISATION_NOISE) ->
     Raises:
         DetectorError: If `images` is not a floating-point tensor of that rank, or is empty.
     """
+    check_spectral(images)
+    with torch.autocast(images.device.type, enabled=False):
+        pixels = images if images.dtype == torch.float64 else images.float()
+        spectrum = torch.fft.rfft2(pixels, norm="ortho").abs().add_(floor).log_()
+        shifted: Tensor = torch.fft.fftshift(spectrum, dim=2)
+        return shifted
+
+
+def check_spectral(images: Tensor) -> None:
+    """Raise `DetectorError` if `images` is not a floating-point tensor of shape (N, C, H, W), or is empty."""
     if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
         raise DetectorError(
             "a spectrum needs floating-point images of shape (N, C, H, W), at least one, got "
             f"{images.dtype} of shape {tuple(images.shape)}"
         )
-    with torch.autocast(images.device.type, enabled=False):
-        pixels = images if images.dtype == torch.float64 else images.float()
-        spectrum = torch.fft.rfft2(pixels, norm="ortho").abs().add(floor).log()
-        shifted: Tensor = torch.fft.fftshift(spectrum, dim=2)
-        return shifted
-
-
-def pool_spectrum(spectrum: Tensor, rows: int = SPECTRUM_ROWS, columns: int = SPECTRUM_COLUMNS) -> Tensor:
-    """Average a spectrum over a grid, so that images of any size give equally few features.
-
-    A bin covers the same frequencies in cycles per pixel whatever the size of the image. A grid that is finer than
-    the spectrum changes nothing: the spectrum of a 32 x 32 image is returned as it is.
-
-    Args:
-        spectrum: Shape (N, C, H, W // 2 + 1), from `log_amplitude_spectrum`.
-        rows: The largest number of rows left.
-        columns: The largest number of columns left.
-
-    Returns:
-        Shape (N, C, *pooled_size).
-    """
-    size = (min(rows, spectrum.shape[2]), min(columns, spectrum.shape[3]))
-    return spectrum if size == spectrum.shape[2:] else F.adaptive_avg_pool2d(spectrum, size)

@@ -59,6 +59,13 @@ class Normalization:
         images = images.float()
         return images * self._channels(self.std, images) + self._channels(self.mean, images)
 
+    def stored_pixels(self, images: Tensor) -> Tensor:
+        """The 8-bit pixels that images in the model's normalisation were made from, in [0, 1].
+
+        Exactly from float32 and float16, and from bfloat16 but for the brightest pixels under a wide std.
+        """
+        return (self.undo(images) * 255).round().clamp(0, 255) / 255
+
     def agrees_with(self, other: Normalization) -> bool:
         """Whether both do the same; one value for all channels is the same as that value for each."""
         pairs = ((self.mean, other.mean), (self.std, other.std))

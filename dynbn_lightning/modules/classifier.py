@@ -91,14 +91,20 @@ class ClassifierModule(LightningModule):
         self.log("val/loss", self.val_loss.compute(), sync_dist=True)
         self.log("val/acc", self.val_accuracy.compute(), prog_bar=True, sync_dist=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count a batch for `test/acc` and, when its cells are known, for the accuracy of each cell."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Count a batch for `test/acc` and, when its cells are known, for the accuracy of each cell.
+
+        Returns:
+            Whether each image was classified rightly, (N,) bool, for callbacks.
+        """
         images, labels = batch
         logits = self(images)
         self.test_accuracy.update(logits, labels)
         info = batch_info_of(self.trainer)
         if info is not None:
             self.cell_accuracy.update(logits, labels, info.cells)
+        correct: Tensor = logits.argmax(dim=1) == labels
+        return correct
 
     def on_test_epoch_start(self) -> None:
         """Begin to count anew."""

@@ -1,9 +1,9 @@
-"""A LightningModule that trains the corruption detector: image in, probability over rows out."""
+"""A LightningModule that fits the corruption detector: image in, probability over rows out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -14,9 +14,12 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from dynbn_lightning.corruptions.cells import CLEAN, Cell, check_corruption
-from dynbn_lightning.detection import SpectrumPerceptron
-from dynbn_lightning.errors import CorruptionError, DetectorError
+from dynbn_lightning.detection import NearestPrototype, SpectrumPerceptron
+from dynbn_lightning.errors import CorruptionError, DetectorError, did_you_mean
 from dynbn_lightning.modules.schedule import decay_groups, with_warmup_cosine
+
+Network = Literal["perceptron", "prototype"]
+"""What can stand in a `DetectorModule`: a trained `SpectrumPerceptron` or a gathered `NearestPrototype`."""
 
 
 def check_rows(rows: Sequence[str]) -> tuple[str, ...]:
@@ -45,15 +48,18 @@ def check_rows(rows: Sequence[str]) -> tuple[str, ...]:
 
 
 class DetectorModule(LightningModule):
-    """Trains and tests a `SpectrumPerceptron` on batches `(images, rows)`.
+    """Fits and tests a detector network on batches `(images, rows)`.
 
     Images are float in [0, 1], (N, channels, image_size, image_size), corrupted and rounded to 8 bits but *not*
     normalised for a model; rows are int64 indices (N,) into `self.rows`. Logged, over all processes together:
-    `train/loss`, `val/loss`, `val/acc`, `test/loss`, `test/acc` (accuracies over images, 0 to 1).
+    `train/loss` (of the perceptron), `val/loss`, `val/acc`, `test/loss`, `test/acc` (accuracies over images, 0 to 1).
+
+    A `"prototype"` is not trained but gathered: `Trainer.fit` for one epoch, on one device, shows it the images and
+    optimises nothing; more epochs, or another fit, add to what it has.
 
     Attributes:
         rows: The names of the rows, in the order of the logits.
-        network: The `SpectrumPerceptron`.
+        network: The `SpectrumPerceptron` or `NearestPrototype`.
         confusion: After a validation or test epoch, how many images of each true row (first index) were taken for
             each row (second index), int64; None before.
 
@@ -68,9 +74,11 @@ class DetectorModule(LightningModule):
         label_smoothing: Smoothing of the training labels, from 0 to 1. More than 0 makes the probabilities, which
             soft routing mixes rows by, less sure than they should be.
         warmup: The part of the training, from 0 to 1, in which the learning rate rises.
+        network: `"perceptron"`, which all of the arguments from `hidden` on are for, or `"prototype"`.
 
     Raises:
-        DetectorError: If `rows` or the network's arguments are wrong.
+        DetectorError: If `rows`, `network` or the network's arguments are wrong; in use, if no image was gathered for
+            one of a prototype's rows.
     """
 
     def __init__(
@@ -84,12 +92,21 @@ class DetectorModule(LightningModule):
         weight_decay: float = 0.5,
         label_smoothing: float = 0.0,
         warmup: float = 0.15,
+        network: Network = "perceptron",
     ) -> None:
         super().__init__()
+        if network not in get_args(Network):
+            raise DetectorError(f"network={network!r}: {did_you_mean(str(network), get_args(Network))}")
         rows = list(check_rows(rows))  # a list and plain numbers: checkpoints load with weights_only
         self.save_hyperparameters()
         self.rows = tuple(rows)
-        self.network = SpectrumPerceptron(len(rows), image_size, channels=channels, hidden=hidden, dropout=dropout)
+        self.network: SpectrumPerceptron | NearestPrototype
+        if network == "prototype":
+            self.network = NearestPrototype(len(rows), image_size, channels)
+            self.network.row_names = self.rows
+            self.automatic_optimization = False
+        else:
+            self.network = SpectrumPerceptron(len(rows), image_size, channels, hidden=hidden, dropout=dropout)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
@@ -100,21 +117,33 @@ class DetectorModule(LightningModule):
         self.confusion_counts = MulticlassConfusionMatrix(len(rows), validate_args=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape (N, rows), of images in [0, 1]; errors are those of `SpectrumPerceptron`."""
+        """Logits, shape (N, rows), of images in [0, 1]; errors are those of the network."""
         logits: Tensor = self.network(images)
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse a datamodule that numbers other rows than this detector's."""
+        """Refuse a datamodule that numbers other rows than this detector's, and gathering on several devices."""
         rows = getattr(getattr(self.trainer, "datamodule", None), "rows", None)
         if stage != "predict" and rows is not None and tuple(rows) != self.rows:
             raise DetectorError(
                 f"the datamodule has the rows {', '.join(rows)}; this detector was made for {', '.join(self.rows)}"
             )
+        if stage == "fit" and isinstance(self.network, NearestPrototype) and self.trainer.world_size > 1:
+            raise DetectorError(
+                f"a prototype is gathered on one device, this Trainer has {self.trainer.world_size}: fit it with "
+                "Trainer(devices=1), which is one pass over the images, and use it on as many as you like"
+            )
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        """The cross-entropy of a batch, or None where it was gathered."""
         images, rows = batch
+        if isinstance(self.network, NearestPrototype):
+            self.network.gather(images, rows)
+            # Lightning counts what an optimiser does; its ModelCheckpoint saves nothing while that is nothing.
+            steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            steps.increment_ready()
+            steps.increment_completed()
+            return None
         loss = F.cross_entropy(self(images), rows, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(rows))
         return loss
@@ -149,11 +178,15 @@ class DetectorModule(LightningModule):
         return F.softmax(self(images).float(), dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW under a warm-up and a cosine over the whole training."""
+        """AdamW under a warm-up and a cosine over the whole training; None where there is nothing to train."""
+        if isinstance(self.network, NearestPrototype):
+            return None
         optimizer = AdamW(decay_groups(self.network, self.weight_decay), lr=self.learning_rate)
         return with_warmup_cosine(self, optimizer, self.warmup)
 
     def _count(self, batch: tuple[Tensor, Tensor]) -> None:
+        if self._not_yet_gathered:
+            return
         images, rows = batch
         logits = self(images).float()
         self.accuracy.update(logits, rows)
@@ -165,7 +198,14 @@ class DetectorModule(LightningModule):
         self.accuracy.reset()
         self.confusion_counts.reset()
 
+    @property
+    def _not_yet_gathered(self) -> bool:
+        """Whether this is Lightning's trial of validation before a fit, when a prototype knows nothing."""
+        return self.trainer.sanity_checking and isinstance(self.network, NearestPrototype)
+
     def _conclude(self, stage: str) -> None:
+        if self._not_yet_gathered:
+            return
         self.confusion = self.confusion_counts.compute()
         # At the end and not in the steps: one value over all dataloaders.
         self.log(f"{stage}/loss", self.loss.compute(), sync_dist=True)

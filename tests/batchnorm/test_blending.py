@@ -163,9 +163,9 @@ def test_shared_weights_make_one_row_and_one_ordinary_batch_norm(model, bank, mo
     with routed(model, bank) as routing:
         normalize = model[0].normalize
 
-        def note_shapes(x, mean, var):
+        def note_shapes(x, mean, var, affine):
             shapes.append((mean.shape, var.shape))
-            return normalize(x, mean, var)
+            return normalize(x, mean, var, affine)
 
         monkeypatch.setattr(model[0], "normalize", note_shapes)
         routing.set(SHARED, source_weight=0.5)

@@ -5,7 +5,7 @@ import pytest
 import scipy.fft
 import torch
 
-from dynbn_lightning.detection.spectrum import QUANTISATION_NOISE, log_amplitude_spectrum, pool_spectrum
+from dynbn_lightning.detection.spectrum import QUANTISATION_NOISE, log_amplitude_spectrum
 from dynbn_lightning.errors import DetectorError
 
 
@@ -59,20 +59,6 @@ def test_autocast_changes_nothing():
         inside = log_amplitude_spectrum(images)
     assert torch.equal(inside, log_amplitude_spectrum(images))
     assert log_amplitude_spectrum(images.bfloat16()).dtype == torch.float32
-
-
-def test_pooling_averages_over_bins():
-    spectrum = torch.rand(2, 3, 224, 113, dtype=torch.float64)
-    pooled = pool_spectrum(spectrum)
-    assert pooled.shape == (2, 3, 32, 17)
-    for row, column in [(0, 0), (16, 0), (31, 16), (9, 4)]:
-        rows = slice(row * 224 // 32, -(-(row + 1) * 224 // 32))
-        columns = slice(column * 113 // 17, -(-(column + 1) * 113 // 17))
-        expected = spectrum[:, :, rows, columns].mean(dim=(2, 3))
-        torch.testing.assert_close(pooled[:, :, row, column], expected)
-    small = torch.rand(2, 3, 32, 17)
-    assert torch.equal(pool_spectrum(small), small)
-    assert pool_spectrum(torch.rand(1, 1, 10, 6)).shape == (1, 1, 10, 6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""Means over seeds, paired intervals and tables of what `cifar10_real.py` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynbn_lightning.metrics import paired_bootstrap
+from dynbn_lightning.reporting import unpack_correct
+
+NAMES = {
+    "source": "source",
+    "batch_stats": "BN-1",
+    "dynamic_bn/hard": "dynamic BN, hard, rows as measured",
+    "dynamic_bn/soft": "dynamic BN, soft, rows as measured",
+    "dynamic_bn/calibrated": "dynamic BN, calibrated",
+    "dynamic_bn/batch": "dynamic BN, calibrated, evidence of the batch",
+    "dynamic_bn/stream": "dynamic BN, calibrated, evidence of the stream",
+    "dynamic_bn/refined": "dynamic BN, calibrated, refined rows (more than statistics)",
+    "oracle": "oracle, rows as measured",
+    "oracle/calibrated": "oracle, calibrated rows",
+}
+Runs = Mapping[int, Mapping[str, dict[str, Any]]]
+
+
+def summary(runs: Runs) -> dict[str, Any]:
+    """The mean over seeds of each method on each stream, and its paired difference from the source.
+
+    Args:
+        runs: seed -> "stream method" -> results of `evaluate(..., per_image=True)` with that one method.
+    """
+    first = next(results for measured in runs.values() for results in measured.values())
+    names = list(dict.fromkeys(name for measured in runs.values() for name in measured))
+    streams: dict[str, Any] = {}
+    for name in names:
+        stream, method = name.split()
+        block = _summary_of(runs, stream, method)
+        streams.setdefault(stream, {"methods": {}})["methods"][method] = block
+    protocol = {**first["protocol"], "streams": list(streams), "seeds": sorted(runs)}
+    return {"schema_version": first["schema_version"], "protocol": protocol, "streams": streams}
+
+
+def _summary_of(runs: Runs, stream: str, method: str) -> dict[str, Any]:
+    name = f"{stream} {method}"
+    seeds = [seed for seed, measured in sorted(runs.items()) if name in measured]
+    blocks = {seed: runs[seed][name]["methods"][method] for seed in seeds}
+    cells = {cell: mean(block["cells"][cell] for block in blocks.values()) for cell in blocks[seeds[0]]["cells"]}
+    hardest = max(cell.partition("/")[2] for cell in cells)
+    block: dict[str, Any] = {
+        "seeds": seeds,
+        "clean": mean(block["clean"] for block in blocks.values()),
+        "cells": cells,
+        "mean": mean(block["mean"] for block in blocks.values()),
+        "mean_std": stdev(block["mean"] for block in blocks.values()) if len(seeds) > 1 else 0.0,
+        f"severity_{hardest}": mean(value for cell, value in cells.items() if cell.endswith(f"/{hardest}")),
+    }
+    if all("detection" in one for one in blocks.values()):
+        block["detection"] = mean(one["detection"] for one in blocks.values())
+    source = "extra source" if stream == "extra" else "mixed source"  # each image by itself: the stream is the same
+    paired = [seed for seed in seeds if source in runs[seed]]
+    if paired and method != "source":
+        block["against_source"] = _against(
+            torch.stack([_correct(runs[seed][name], method, cells) for seed in paired]),
+            torch.stack([_correct(runs[seed][source], "source", cells) for seed in paired]),
+            list(cells),
+        )
+    return block
+
+
+def _correct(results: dict[str, Any], method: str, cells: Mapping[str, float]) -> Tensor:
+    """Whether each image was right in each cell and then clean, (images, cells + 1)."""
+    right = unpack_correct(results["methods"][method]["correct"], results["protocol"]["test_images"])
+    return torch.stack([right[cell] for cell in [*cells, "clean"]], dim=1)
+
+
+def _against(correct: Tensor, source: Tensor, cells: list[str]) -> dict[str, Any]:
+    """Differences from the source with 95 % bounds: of the mean over cells, of clean, of each cell."""
+    intervals = paired_bootstrap(correct, source).cells
+    overall = paired_bootstrap(correct[..., :-1], source[..., :-1]).mean
+    each = torch.stack([intervals.difference, intervals.lower, intervals.upper], dim=1).tolist()
+    by_cell = dict(zip(cells, each[:-1], strict=True))
+    worst = min(by_cell, key=lambda cell: by_cell[cell][0])
+    lowest = min(by_cell, key=lambda cell: by_cell[cell][2])
+    return {
+        "mean": [float(overall.difference), float(overall.lower), float(overall.upper)],
+        "clean": each[-1],
+        "worst_cell": {worst: by_cell[worst]},
+        "lowest_upper_bound": {lowest: by_cell[lowest]},
+        "cells": by_cell,
+    }
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: a table for each stream."""
+    parts = []
+    for stream, block in results["streams"].items():
+        methods = block["methods"]
+        hardest = next(key for key in next(iter(methods.values())) if key.startswith("severity_"))
+        heading = f"| {stream} stream, top-1, % | seeds | all severities | {hardest.replace('_', ' ')} | clean "
+        lines = [heading + "| mean against source | worst cell against source |", "|---" * 2 + "|---:" * 5 + "|"]
+        for method, numbers in methods.items():
+            against = numbers.get("against_source")
+            lines.append(
+                f"| {NAMES.get(method, method)} | {len(numbers['seeds'])} "
+                f"| {100 * numbers['mean']:.1f} ± {100 * numbers['mean_std']:.1f} | {100 * numbers[hardest]:.1f} "
+                f"| {100 * numbers['clean']:.1f} | {_interval(against and against['mean'])} | {_worst(against)} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _interval(bounds: list[float] | None) -> str:
+    if bounds is None:
+        return ""
+    difference, lower, upper = (100 * bound for bound in bounds)
+    return f"{difference:+.1f} [{lower:+.1f}, {upper:+.1f}]"
+
+
+def _worst(against: dict[str, Any] | None) -> str:
+    if against is None:
+        return ""
+    ((cell, bounds),) = against["worst_cell"].items()
+    return f"{cell} {_interval(bounds)}"

@@ -1,0 +1,95 @@
+"""What BatchNorm layers normalise with: the rows of a bank, and what images are assigned, in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynbn_lightning.batchnorm.mixing import Mixing, mix_rows, mix_values
+
+
+class Statistics(NamedTuple):
+    """Statistics of all layers of a model, side by side: of K rows, of N images, or of one row that is shared.
+
+    Attributes:
+        mean: shape (..., channels of all layers), where `...` is K, N or nothing; so in all of them.
+        var: unbiased variances, the same shape.
+        weight: scales to take instead of the layers' own, the same shape; None for the layers' own.
+        bias: shifts to take instead of the layers' own; given if `weight` is.
+        image_share: how much of an image's own moments goes into what it is normalised with, layer by layer, in
+            [0, 1], shape (..., layers); None for nothing at all.
+    """
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    image_share: Tensor | None = None
+
+    def of_layer(self, channels: slice, layer: int) -> Statistics:
+        """The statistics of one layer, `image_share` with one column."""
+        share = None if self.image_share is None else self.image_share[..., layer : layer + 1]
+        weight, bias = (None if table is None else table[..., channels] for table in (self.weight, self.bias))
+        return Statistics(self.mean[..., channels], self.var[..., channels], weight, bias, share)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Statistics:
+        """The statistics with `function` applied to every table that is given."""
+        weight, bias, share = (None if table is None else function(table) for table in self[2:])
+        return Statistics(function(self.mean), function(self.var), weight, bias, share)
+
+    def mixed(self, weights: Tensor, mixing: Mixing = "moments") -> Statistics:
+        """The mixtures of these rows by weights (N, K): moments as in `mix_rows`, all else averaged.
+
+        Where gradients are wanted, by matrix products in float64, which are as exact but copy no row to the last bit.
+        """
+        if torch.is_grad_enabled() and any(table is not None and table.requires_grad for table in (weights, *self)):
+            return self._mixed_with_gradients(weights)
+        mean, var = mix_rows(weights, self.mean, self.var, mixing)
+        others = (None if table is None else mix_values(weights, table) for table in self[2:])
+        return Statistics(mean, var, *others)
+
+    def _mixed_with_gradients(self, weights: Tensor) -> Statistics:
+        # Row by row, autograd would keep an (N, channels) table for each row.
+        weights, rows = weights.double(), self.map(Tensor.double)
+        mixtures = rows.map(lambda table: weights @ table)
+        squares = weights @ rows.mean.square()
+        mixtures = mixtures._replace(var=mixtures.var + squares - mixtures.mean.square())
+        return mixtures.map(lambda table: table.to(self.mean.dtype))
+
+    def blended_with_source(self, shares: Tensor, widths: Sequence[int]) -> Statistics:
+        """These rows with a share of row 0 in their moments, layer by layer, as of the mixed distribution.
+
+        Args:
+            shares: share of row 0, shape (K, layers), in [0, 1].
+            widths: channels of each layer.
+        """
+        share = shares.repeat_interleave(torch.tensor(widths, device=shares.device), dim=1)
+        mean = self.mean.lerp(self.mean[:1], share)
+        var = (1 - share) * (self.var + (self.mean - mean).square())
+        var = var + share * (self.var[:1] + (self.mean[:1] - mean).square())
+        return self._replace(mean=mean, var=var)
+
+
+def blend_with_image(
+    mean: Tensor, var: Tensor, image_mean: Tensor, image_var: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The moments of a mixture of a row and of each image's own activations.
+
+    Normalising with a mixture of an image's own moments and the source's is from Khurana et al. 2021, "SITA: Single
+    Image Test-time Adaptation", section 3, which averages the variances; here the share is one of a row's.
+
+    Args:
+        mean: of each image's row, shape (N, C) or (C,).
+        var: of the shape of `mean`.
+        image_mean: mean of each image's own activations, shape (N, C).
+        image_var: their biased variance, shape (N, C).
+        share: of the image's own moments, in [0, 1]: shape (N, 1) or (1,).
+
+    Returns:
+        Means and variances, (N, C).
+    """
+    step = image_mean - mean
+    return mean + share * step, (1 - share) * var + share * image_var + share * (1 - share) * step.square()

@@ -1,0 +1,214 @@
+"""Calibrating a bank: how far to trust each of its rows, and the detector, measured on held-out training images."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynbn_lightning.batchnorm import BNStatsBank, Calibration, routed
+from dynbn_lightning.callbacks.frozen_detector import FrozenDetector, familiarity
+from dynbn_lightning.datamodules import CorruptionDataModule
+from dynbn_lightning.tuning import (
+    CleanPredictions,
+    Criterion,
+    check_bank_and_data,
+    disagreement,
+    in_evaluation_mode,
+    protocol_of,
+    tune,
+)
+
+SOURCE_SHARE, IMAGE_SHARE = 0.2, 0.05
+"""Where the search begins."""
+
+NOVEL = 0.001
+"""One held-out image in a thousand is less familiar than the novelty limit."""
+
+LEARNING_RATE = 0.1
+
+
+class Shares(nn.Module):
+    """A table of shares in (0, 1), row 0 all 0: a sigmoid of what is common, of the row, of the layer, and of both.
+
+    The common parts let rows that are seldom drawn learn from the others.
+
+    Args:
+        rows: K.
+        layers: L.
+        start: the share that all begin at.
+    """
+
+    def __init__(self, rows: int, layers: int, start: float) -> None:
+        super().__init__()
+        self.common = nn.Parameter(torch.tensor(math.log(start / (1 - start))))
+        self.of_row, self.of_layer, self.of_both = (
+            nn.Parameter(torch.zeros(shape)) for shape in ((rows, 1), (1, layers), (rows, layers))
+        )
+
+    def forward(self) -> Tensor:
+        """The table, shape (K, L)."""
+        shares = (self.common + self.of_row + self.of_layer + self.of_both).sigmoid()
+        return torch.cat([torch.zeros_like(shares[:1]), shares[1:]])
+
+
+def calibrate(
+    model: nn.Module,
+    bank: BNStatsBank,
+    detector: nn.Module | str | Path,
+    data: CorruptionDataModule,
+    *,
+    images: int = 12_800,
+    criterion: Criterion = "consistency",
+    image_moments: bool = True,
+    progress: bool = True,
+) -> BNStatsBank:
+    """Choose how rows are blended so that routing costs nothing on clean images and helps on corrupted ones.
+
+    Looks at held-out training images alone, in random cells. First the detector's temperature is fitted to its own
+    log-likelihood (Guo et al. 2017) and the novelty limit set. Then, for each row and layer, a share of the source
+    statistics (Schneider et al. 2020) and of the image's own moments (Khurana et al. 2021) is tuned by gradients
+    through the frozen network, with images routed by the detector's own posterior. A quarter of the held-out images
+    is kept for the check, whose outcome is in the provenance.
+
+    Args:
+        model: the classifier, on the device to run on; as it was afterwards.
+        bank: of this model, with the rows of `data`; its own calibration, if any, is not looked at.
+        detector: a `DetectorModule`, its checkpoint, or any module with `rows`.
+        data: what the bank was collected from, with the same seed, so that the same images are held out.
+        images: how many drawn images to tune on.
+        criterion: `"consistency"`, agreement with the model's own prediction for the clean image, which needs no
+            labels; or `"labels"`, cross-entropy with the true class.
+        image_moments: blend images' own moments too, which costs a pass over the activations.
+        progress: show a progress bar.
+
+    Returns:
+        The bank with its `calibration`.
+
+    Raises:
+        BankError: if the bank is of another model or has other rows than the data.
+        DataError: if the bank was collected from other data, or the data has no training images.
+        DetectorError: if detector and bank have different rows.
+    """
+    check_bank_and_data(model, bank, data, criterion)
+    bank = bank.uncalibrated()
+    frozen = FrozenDetector(detector, bank)
+    with in_evaluation_mode(model) as device:
+        frozen.to(device)
+        temperature, limit = _detector_confidence(frozen, data, images // 4, device)
+        predictions = CleanPredictions(model)
+        source = Shares(len(bank), len(bank.layers), SOURCE_SHARE).to(device)
+        own = Shares(len(bank), len(bank.layers), IMAGE_SHARE).to(device) if image_moments else None
+        widths = list(bank.layers.values())
+        rows = bank.statistics.map(lambda table: table.to(device))
+        with routed(model, bank) as routing:
+
+            def loss_of(batch: Any) -> Tensor:
+                routing.clear()
+                target = batch.labels if criterion == "labels" else predictions(batch)
+                with torch.no_grad():
+                    logits = frozen.logits(data.normalization.stored_pixels(batch.images))
+                blended = rows.blended_with_source(source(), widths)._replace(
+                    image_share=None if own is None else own()
+                )
+                routing.use(blended.mixed((logits / temperature).softmax(dim=1)))
+                return disagreement(model(batch.images), target)
+
+            tune(
+                [*source.parameters(), *(own.parameters() if own is not None else ())],
+                loss_of,
+                data.drawn_batches(images, "choose", device=device),
+                learning_rate=LEARNING_RATE,
+                description="calibrating",
+                progress=progress,
+            )
+        with torch.no_grad():
+            calibration = Calibration(
+                source_share=source().cpu(),
+                image_share=None if own is None else own().cpu(),
+                temperature=temperature,
+                novelty_limit=limit,
+                detector=frozen.fingerprint(),
+                provenance=protocol_of(data, criterion, images),
+            )
+        calibrated = replace(bank, calibration=calibration)
+        check = _check(model, calibrated, detector, data, max(1, images // 8), device)
+    if check["calibrated"]["agreement"] < max(check["source"]["agreement"], check["uncalibrated"]["agreement"]):
+        warnings.warn(
+            f"calibration gained nothing on the held-out images that it was checked on ({check}): the bank's rows or "
+            "the detector may be of little use for this model",
+            stacklevel=2,
+        )
+    provenance = {**calibration.provenance, "check": check}
+    return replace(calibrated, calibration=replace(calibration, provenance=provenance))
+
+
+def _detector_confidence(
+    detector: FrozenDetector, data: CorruptionDataModule, images: int, device: torch.device
+) -> tuple[float, float]:
+    """The temperature of the least cross-entropy with the true rows, and the novelty limit at it."""
+    parts = []
+    with torch.no_grad():
+        for batch in data.drawn_batches(images, "choose", device=device):
+            parts.append((detector.logits(data.normalization.stored_pixels(batch.images)).cpu(), batch.rows.cpu()))
+    logits, rows = (torch.cat(part).detach() for part in zip(*parts, strict=True))
+    log_temperature = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(logits / log_temperature.exp(), rows)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    temperature = float(log_temperature.detach().exp())
+    return temperature, float(familiarity(logits, temperature).quantile(NOVEL))
+
+
+@torch.no_grad()
+def _check(
+    model: nn.Module,
+    bank: BNStatsBank,
+    detector: nn.Module | str | Path,
+    data: CorruptionDataModule,
+    images: int,
+    device: torch.device,
+) -> dict[str, dict[str, float]]:
+    """How the source, the uncalibrated and the calibrated bank fare on held-out images that nothing was chosen by.
+
+    Agreement is with the model's own prediction for the clean image, accuracy with the true class.
+    """
+    predictions = CleanPredictions(model)
+    banks = {"source": None, "uncalibrated": bank.uncalibrated(), "calibrated": bank}
+    detectors = {name: FrozenDetector(detector, rows).to(device) for name, rows in banks.items() if rows is not None}
+    right: dict[str, list[Tensor]] = {name: [] for name in banks}
+    clean = []
+    for batch in data.drawn_batches(images, "check", device=device):
+        truth = torch.stack([predictions(batch).argmax(dim=1), batch.labels])
+        clean.append(batch.rows == 0)
+        for name, rows in banks.items():
+            if rows is None:
+                predicted = model(batch.images).argmax(dim=1)
+            else:
+                with routed(model, rows) as routing:
+                    routing.set(detectors[name](data.normalization.stored_pixels(batch.images)))
+                    predicted = model(batch.images).argmax(dim=1)
+            right[name].append(predicted == truth)
+    on_clean = torch.cat(clean)
+    outcome = {}
+    for name, parts in right.items():
+        agreement, accuracy = torch.cat(parts, dim=1).float()
+        outcome[name] = {
+            "agreement": float(agreement.mean()),
+            "accuracy": float(accuracy.mean()),
+            "clean_accuracy": float(accuracy[on_clean].mean()),
+        }
+    return outcome

@@ -1,0 +1,192 @@
+"""What `dynbn` understands: its commands and their options."""
+
+from __future__ import annotations
+
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dynbn_lightning.cli import run
+from dynbn_lightning.cli.options import data_options, model_options, names, positive, run_options
+
+Command = Callable[[Namespace, Console], None]
+
+
+class _Help(ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command."""
+    parser = ArgumentParser(
+        prog="dynbn",
+        description="Keep a BatchNorm network's accuracy on corrupted images: detect the corruption of each image, "
+        "look its BatchNorm statistics up, and patch every layer before each step.",
+        epilog="`dynbn COMMAND --help` explains a command. With no model of your own, begin with `dynbn demo`.",
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+
+    def add(to: Any, name: str, command: Command, summary: str, *parents: ArgumentParser) -> ArgumentParser:
+        added: ArgumentParser = to.add_parser(
+            name, help=summary, description=summary, parents=parents, formatter_class=_Help
+        )
+        added.set_defaults(run=command)
+        return added
+
+    demo = add(
+        commands,
+        "demo",
+        run.demo,
+        "The whole job on embedded images: train a model and a detector, collect a bank, evaluate.",
+        run_options("dynbn-demo"),
+    )
+    demo.add_argument("--short", action="store_true", help="few epochs and cells: shows the way, not the result")
+
+    detector = commands.add_parser("detector", help="`dynbn detector fit`: make a detector of corruptions.")
+    detector_commands = detector.add_subparsers(required=True, dest="action", metavar="fit")
+    fit = add(
+        detector_commands,
+        "fit",
+        run.detector_fit,
+        "Fit a detector on corrupted training images; writes DIR/detector.ckpt.",
+        run_options(),
+        data_options(),
+    )
+    fit.add_argument(
+        "--network",
+        default="perceptron",
+        choices=["perceptron", "prototype"],
+        help="perceptron, the better one, or prototype, which needs no training",
+    )
+    fit.add_argument(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help="passes over the training images; if not given 10 for a perceptron, 1 for prototypes",
+    )
+
+    bank = commands.add_parser("bank", help="`dynbn bank build`: measure a model's statistics under each corruption.")
+    bank_commands = bank.add_subparsers(required=True, dest="action", metavar="build")
+    build = add(
+        bank_commands,
+        "build",
+        run.bank_build,
+        "Measure a model's BatchNorm statistics under each corruption; writes DIR/bank.safetensors. Interrupted, the "
+        "same command goes on after the last finished row.",
+        run_options(),
+        model_options(),
+        data_options(),
+    )
+    build.add_argument(
+        "--images-per-row",
+        type=positive,
+        metavar="N",
+        help="training images for each row; if not given 2000 for a row per corruption, 500 for one per cell",
+    )
+    build.set_defaults(interrupted="finished rows are kept, and the same command goes on after them")
+    build.add_argument(
+        "--skip", type=names, default=(), metavar="A,B", help="layers to leave as they are, for unsupported ones"
+    )
+
+    calibrate = add(
+        commands,
+        "calibrate",
+        run.calibrate,
+        "Choose how a bank's rows are blended with the source statistics, so that routing costs nothing on clean "
+        "images, by looking at held-out training images; writes DIR/bank.safetensors. Takes the data options that "
+        "detector and bank were made with.",
+        run_options(),
+        model_options(),
+        data_options(),
+    )
+    refine = add(
+        commands,
+        "refine",
+        run.refine,
+        "Tune scales and shifts of a calibrated bank's rows on corrupted training images, which is more than "
+        "statistics; writes DIR/bank.safetensors. The model is not changed.",
+        run_options(),
+        model_options(),
+        data_options(),
+    )
+    for command, images, criterion in ((calibrate, 12_800, "consistency"), (refine, 64_000, "labels")):
+        command.add_argument("--bank", type=Path, required=True, metavar="FILE", help="bank.safetensors of this model")
+        command.add_argument("--images", type=positive, default=images, metavar="N", help="drawn images to tune on")
+        command.add_argument(
+            "--criterion",
+            default=criterion,
+            choices=["consistency", "labels"],
+            help="agreement with the model's own prediction for the clean image, or with the true class",
+        )
+    calibrate.add_argument(
+        "--detector", type=Path, required=True, metavar="FILE", help="detector.ckpt with the bank's rows"
+    )
+
+    evaluate = add(
+        commands,
+        "evaluate",
+        run.evaluate,
+        "Test a model on corrupted test images by several methods; writes DIR/results.json.",
+        run_options(),
+        model_options(),
+        data_options(),
+    )
+    evaluate.add_argument(
+        "--methods",
+        type=names,
+        metavar="A,B",
+        help="source, batch_stats; dynamic_bn/hard, dynamic_bn/soft; with a calibrated bank dynamic_bn/calibrated, "
+        "dynamic_bn/batch, dynamic_bn/stream, and dynamic_bn/refined if it is refined; oracle, oracle/calibrated. If "
+        "not given: source, batch_stats, and the best that bank and detector allow",
+    )
+    evaluate.add_argument(
+        "--stream", type=names, default="mixed", metavar="A,B", help="mixed (cells shuffled), sequential, or both"
+    )
+    evaluate.add_argument("--bank", type=Path, metavar="FILE", help="bank.safetensors of this model")
+    evaluate.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the bank's rows")
+
+    figures = add(
+        commands,
+        "figures",
+        run.figures,
+        "Draw what was measured, as PNG files in DIR: with --results accuracy against severity; with --source the mean "
+        "spectrum of each corruption; with --detector too, its confusion matrix and the reliability of its confidence.",
+        run_options(),
+        data_options(),
+    )
+    figures.set_defaults(source=None)
+    figures.add_argument("--results", type=Path, metavar="FILE", help="results.json, or the folder it lies in")
+    figures.add_argument(
+        "--stream", metavar="NAME", help="which stream of the results; mixed, or else the first, if not given"
+    )
+    figures.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the rows of the data")
+    figures.add_argument("--images", type=positive, default=200, metavar="N", help="test images in each cell")
+
+    corrupt = add(
+        commands,
+        "corrupt",
+        run.corrupt,
+        "Write corrupted test images to DIR in the layout of CIFAR-10-C or ImageNet-C, for any tool that reads these. "
+        "The source may also be a folder of class folders. Interrupted, the same command goes on.",
+        run_options(),
+        data_options(corruptions="all 19", rows=False),
+    )
+    corrupt.add_argument(
+        "--layout",
+        default="auto",
+        choices=["auto", "cifar", "imagenet"],
+        help="cifar (CORRUPTION.npy and labels.npy), imagenet (CORRUPTION/SEVERITY/CLASS/NAME.JPEG), or auto: the one "
+        "that was released with the preset",
+    )
+    corrupt.add_argument(
+        "--image-format",
+        choices=["jpeg", "png"],
+        help="in the imagenet layout: jpeg, compressed once more after the corruption, at quality 85, as ImageNet-C is "
+        "(if not given), or png, lossless: the pixels that `dynbn evaluate` corrupts on the fly",
+    )
+    corrupt.set_defaults(interrupted="whole files are kept, and the same command goes on")
+    return parser
