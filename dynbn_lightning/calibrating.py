@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm import BNStatsBank, Calibration, routed
-from dynbn_lightning.callbacks.frozen_detector import FrozenDetector, familiarity
+from dynbn_lightning.callbacks.frozen_detector import FrozenDetector
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.tuning import (
     CleanPredictions,
@@ -29,7 +29,7 @@ SOURCE_SHARE, IMAGE_SHARE = 0.2, 0.05
 """Where the search begins."""
 
 NOVEL = 0.001
-"""One held-out image in a thousand is less familiar than the novelty limit."""
+"""One held-out image in a thousand is above the novelty limit."""
 
 LEARNING_RATE = 0.1
 
@@ -113,7 +113,7 @@ def calibrate(
                 routing.clear()
                 target = batch.labels if criterion == "labels" else predictions(batch)
                 with torch.no_grad():
-                    logits = frozen.logits(data.normalization.stored_pixels(batch.images))
+                    logits, _ = frozen.look(data.normalization.stored_pixels(batch.images))
                 blended = rows.blended_with_source(source(), widths)._replace(
                     image_share=None if own is None else own()
                 )
@@ -151,13 +151,16 @@ def calibrate(
 
 def _detector_confidence(
     detector: FrozenDetector, data: CorruptionDataModule, images: int, device: torch.device
-) -> tuple[float, float]:
-    """The temperature of the least cross-entropy with the true rows, and the novelty limit at it."""
-    parts = []
+) -> tuple[float, float | None]:
+    """The temperature of the least cross-entropy with the true rows, and the novelty limit."""
+    looks, true_rows = [], []
     with torch.no_grad():
         for batch in data.drawn_batches(images, "choose", device=device):
-            parts.append((detector.logits(data.normalization.stored_pixels(batch.images)).cpu(), batch.rows.cpu()))
-    logits, rows = (torch.cat(part).detach() for part in zip(*parts, strict=True))
+            looks.append(detector.look(data.normalization.stored_pixels(batch.images)))
+            true_rows.append(batch.rows)
+    logits, rows = torch.cat([look[0] for look in looks]).cpu(), torch.cat(true_rows).cpu()
+    novelties = [look[1] for look in looks if look[1] is not None]
+    limit = float(torch.cat(novelties).quantile(1 - NOVEL)) if novelties else None
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], line_search_fn="strong_wolfe")
 
@@ -169,8 +172,7 @@ def _detector_confidence(
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    temperature = float(log_temperature.detach().exp())
-    return temperature, float(familiarity(logits, temperature).quantile(NOVEL))
+    return float(log_temperature.detach().exp()), limit
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from lightning.pytorch import seed_everything
 from rich.console import Console
 
 from dynbn_lightning.batchnorm import BNStatsBank
+from dynbn_lightning.calibrating import calibrate
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.evaluation import evaluate
@@ -20,7 +21,7 @@ from dynbn_lightning.reporting import results_table, write_results
 def demo(
     output: Path, *, accelerator: str = "auto", seed: int = 0, short: bool = False, console: Console | None = None
 ) -> Path:
-    """Train a small ResNet and a detector on `shapes`, collect a bank, evaluate source, BN-1 and dynamic BN.
+    """Train a small ResNet and a detector on `shapes`, collect and calibrate a bank, evaluate source, BN-1, dynamic BN.
 
     Args:
         output: folder for weights, detector, bank and `results.json`.
@@ -42,11 +43,12 @@ def demo(
             normalization="half",
             corruptions=COMMON_CORRUPTIONS[::4] if short else COMMON_CORRUPTIONS,
             severities=(5,) if short else (1, 3, 5),
+            row_per="cell",
             batch_size=batch_size,
             seed=seed,
         )
 
-    console.rule("1 of 4: a small ResNet on clean images")
+    console.rule("1 of 5: a small ResNet on clean images")
     model = fit_classifier(
         cifar_resnet8(num_classes=10, width=8),
         shapes(batch_size=64),
@@ -55,13 +57,15 @@ def demo(
         accelerator=accelerator,
     )
     data = shapes(batch_size=200)
-    console.rule("2 of 4: the detector, on the Fourier spectra of corrupted images")
+    console.rule("2 of 5: the detector, on the Fourier spectra of corrupted images")
     detector = fit_detector(data, epochs=1 if short else 10, output=output / "detector.ckpt", accelerator=accelerator)
-    console.rule("3 of 4: the bank, a row of BatchNorm statistics per corruption")
+    console.rule("3 of 5: the bank, a row of BatchNorm statistics per corruption and severity")
     device = device_of(accelerator)
-    bank = BNStatsBank.collect(model.to(device), data.row_loaders(images_per_row=1000, device=device))
+    bank = BNStatsBank.collect(model.to(device), data.row_loaders(device=device))
+    console.rule("4 of 5: calibration, how far to trust each row, on held-out training images")
+    bank = calibrate(model, bank, detector, data, images=640 if short else 6_400)
     bank.save(output / "bank.safetensors")
-    console.rule("4 of 4: source, BN-1 and dynamic BN on the mixed stream")
+    console.rule("5 of 5: source, BN-1 and dynamic BN on the mixed stream")
     results = evaluate(model, data, bank=bank, detector=detector, accelerator=accelerator)
     results["protocol"]["model"] = "cifar_resnet8, width 8, trained by the demo"
     path = write_results(results, output)

@@ -25,8 +25,8 @@ class Calibration:
         image_share: shape (K, layers), in [0, 1], row 0 all 0; None to leave images' own moments out.
         temperature: what the detector's logits are divided by, above 0 (Guo et al. 2017, "On Calibration of Modern
             Neural Networks", section 4.2).
-        novelty_limit: an image that is less familiar to the detector than this gets the source statistics; None
-            for no limit. See `callbacks.FrozenDetector`.
+        novelty_limit: an image that is more unlike anything the detector has seen than this gets the source
+            statistics; None for no limit. See `SpectrumPerceptron.with_novelty`.
         detector: fingerprint of the detector that it was chosen with.
         provenance: on which images, by which criterion, and what it gained there.
     """

@@ -56,42 +56,37 @@ class FrozenDetector(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Probabilities (N, K) over the bank's rows, float32, of pixels (N, C, H, W) in [0, 1].
 
-        Calibrated where the bank is: logits are divided by the temperature, and an image that is less familiar than
-        the novelty limit is given to row 0, the source statistics.
+        Calibrated where the bank is: logits are divided by the temperature, and an image above the novelty limit is
+        given to row 0, the source statistics.
 
         Raises:
             DetectorError: if the detector gives logits of another shape than (N, its rows).
         """
-        logits = self.logits(pixels)
+        logits, novelty = self.look(pixels)
         if self.calibration is None:
             return logits.softmax(dim=1)
         probabilities = (logits / self.calibration.temperature).softmax(dim=1)
-        if self.calibration.novelty_limit is None:
+        if novelty is None or self.calibration.novelty_limit is None:
             return probabilities
         source = torch.zeros_like(probabilities[0])
         source[0] = 1
-        novel = familiarity(logits, self.calibration.temperature) < self.calibration.novelty_limit
-        return torch.where(novel.unsqueeze(1), source, probabilities)
+        return torch.where((novelty > self.calibration.novelty_limit).unsqueeze(1), source, probabilities)
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """What the detector says, (N, K) in the order of the bank's rows, float32; raises as `forward` does."""
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the detector says: logits (N, K) in the order of the bank's rows, and each image's novelty, (N,).
+
+        Both in float32; no novelty from a detector that has no `with_novelty`. Raises as `forward` does.
+        """
         # Outside autocast and in float32: the probabilities don't depend on the classifier's precision.
         with torch.autocast(pixels.device.type, enabled=False):
-            logits: Tensor = self.detector(pixels)
+            with_novelty = getattr(self.detector, "with_novelty", None)
+            logits, novelty = with_novelty(pixels) if with_novelty is not None else (self.detector(pixels), None)
         if logits.shape != (len(pixels), len(self.rows)):
             raise DetectorError(
                 f"{type(self.detector).__name__} says it knows {len(self.rows)} rows but gave logits of shape "
                 f"{tuple(logits.shape)} for {len(pixels)} images: expected ({len(pixels)}, {len(self.rows)})"
             )
-        return logits.float()[:, self._columns.to(logits.device)]
-
-
-def familiarity(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """How much images resemble what a detector was fitted on, (N,): T * logsumexp(logits / T) of logits (N, K).
-
-    The negative of the free energy of Liu et al. 2020, "Energy-based Out-of-distribution Detection", section 3.
-    """
-    return temperature * (logits / temperature).logsumexp(dim=1)
+        return logits.float()[:, self._columns.to(logits.device)], None if novelty is None else novelty.float()
 
 
 def load_detector(path: Path) -> DetectorModule:

@@ -54,6 +54,13 @@ class SpectrumPerceptron(SpectrumDetector):
         Raises:
             DetectorError: As `features` does.
         """
+        return self.with_novelty(images)[0]
+
+    def with_novelty(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and how unlike anything seen each image is, (N,): the mean square of its standardised features.
+
+        The images that the network was fitted on have 1 on average. Raises as `forward` does.
+        """
         features = self.standardize(self.features(images))
         logits: Tensor = self.layers(features.to(self.layers[0].weight.dtype))
-        return logits
+        return logits, features.square().mean(dim=1)

@@ -129,6 +129,13 @@ class NearestPrototype(SpectrumDetector):
         Raises:
             DetectorError: As `features` does, and if no image was gathered for a row.
         """
+        return self.with_novelty(images)[0]
+
+    def with_novelty(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and how unlike anything seen each image is, (N,): its mean square distance to the nearest row.
+
+        The mean is over the whitened features: images of that row have about 1. Raises as `forward` does.
+        """
         if not self._has_all_rows:  # asked until it is so: the answer waits for the device
             if missing := self.missing_rows:
                 names = [self.row_names[row] for row in missing]
@@ -139,7 +146,8 @@ class NearestPrototype(SpectrumDetector):
                 )
             self._has_all_rows = True
         features = self._banded(self.features(images))
-        return -self.scale * self._half_squared_distances(features)
+        halves = self._half_squared_distances(features)
+        return -self.scale * halves, 2 * halves.amin(dim=1) / features.shape[1]
 
     def _banded(self, features: Tensor) -> Tensor:
         spectra, histograms = split_features(features, self.channels, self.image_size, self.image_size)

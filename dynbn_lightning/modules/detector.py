@@ -121,6 +121,10 @@ class DetectorModule(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    def with_novelty(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and how unlike anything seen each image is, (N,); see the network's own."""
+        return self.network.with_novelty(images)
+
     def setup(self, stage: str) -> None:
         """Refuse a datamodule that numbers other rows than this detector's, and gathering on several devices."""
         rows = getattr(getattr(self.trainer, "datamodule", None), "rows", None)
