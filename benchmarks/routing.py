@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from multiprocessing import get_context
@@ -41,12 +42,13 @@ from corruption_peers import peak_mib
 from corruptions import machine
 from torch import Tensor, nn
 
-from dynbn_lightning.batchnorm import BatchStatisticsPolicy, BNStatsBank, Patch, patch_with_bank
+from dynbn_lightning.batchnorm import BatchStatisticsPolicy, BNStatsBank, Calibration, Patch, patch_with_bank
 from dynbn_lightning.batchnorm.collecting import collect_statistics
 from dynbn_lightning.files import whole_file
 
 PLAIN, AGAIN, BN_1, GROUPS = "plain", "plain, again", "BN-1", "a forward for each row"
 HARD, SOFT = "routed, a row per image", "routed, a mixture per image"
+CALIBRATED = "routed, calibrated mixtures with images' own moments"
 ONE_ROW, SOURCE, SEQUENTIAL = "routed, one row for all", "routed, source row for all", "measuring a row, sequential"
 MEASURING = {"measuring a row, batch": "batch", "measuring a row, source": "source", SEQUENTIAL: "sequential"}
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.1}  # how far an image's logits may be off, relative to their norm
@@ -150,6 +152,14 @@ def routed_calls(model: nn.Module, given: Setting, compiled: bool = False) -> di
     return {name: partial(call, assignment, patch) for name, assignment in assignments.items()}
 
 
+def calibrated_setting(given: Setting) -> Setting:
+    """The setting with a bank whose rows are blended, all alike, which doesn't matter to a clock."""
+    shares = torch.full((len(given.bank), len(given.bank.layers)), 0.1)
+    shares[0] = 0
+    calibration = Calibration(source_share=shares, image_share=shares)
+    return given._replace(bank=replace(given.bank, calibration=calibration))
+
+
 def contestants(given: Setting, options: argparse.Namespace) -> dict[str, Call]:
     """What is timed; each has its own copy of the model, save that all routing shares one."""
 
@@ -157,8 +167,9 @@ def contestants(given: Setting, options: argparse.Namespace) -> dict[str, Call]:
         compiled = torch.compile(model) if options.compile else model
         return lambda: (compiled(given.images), held)[0]
 
-    plain, again, routed, bn_1, grouped = (deepcopy(given.model) for _ in range(5))
+    plain, again, routed, calibrated, bn_1, grouped = (deepcopy(given.model) for _ in range(6))
     calls = {PLAIN: forward(plain), AGAIN: forward(again), **routed_calls(routed, given, options.compile)}
+    calls[CALIBRATED] = routed_calls(calibrated, calibrated_setting(given), options.compile)[SOFT]
     calls[BN_1] = forward(bn_1, Patch(bn_1, lambda name, layer: BatchStatisticsPolicy()).apply())
     groups = ForwardForEachRow(grouped, given.bank.mean, given.bank.var, options.compile)
     calls[GROUPS] = partial(groups, given.images, given.rows)

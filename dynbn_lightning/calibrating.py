@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from dynbn_lightning.batchnorm import BNStatsBank, Calibration, routed
 from dynbn_lightning.callbacks.frozen_detector import FrozenDetector
 from dynbn_lightning.datamodules import CorruptionDataModule
+from dynbn_lightning.datamodules.batches import DrawnBatch
+from dynbn_lightning.datamodules.row_loaders import Batches
+from dynbn_lightning.errors import DetectorError
+from dynbn_lightning.models.normalization import Normalization
 from dynbn_lightning.tuning import (
     CleanPredictions,
     Criterion,
@@ -94,14 +98,14 @@ def calibrate(
     Raises:
         BankError: if the bank is of another model or has other rows than the data.
         DataError: if the bank was collected from other data, or the data has no training images.
-        DetectorError: if detector and bank have different rows.
+        DetectorError: if detector and bank have different rows, or the detector gives NaN.
     """
     check_bank_and_data(model, bank, data, criterion)
     bank = bank.uncalibrated()
     frozen = FrozenDetector(detector, bank)
     with in_evaluation_mode(model) as device:
         frozen.to(device)
-        temperature, limit = _detector_confidence(frozen, data, images // 4, device)
+        temperature, limit = _detector_confidence(frozen, data, max(1, images // 4), device)
         predictions = CleanPredictions(model)
         source = Shares(len(bank), len(bank.layers), SOURCE_SHARE).to(device)
         own = Shares(len(bank), len(bank.layers), IMAGE_SHARE).to(device) if image_moments else None
@@ -137,15 +141,18 @@ def calibrate(
                 detector=frozen.fingerprint(),
                 provenance=protocol_of(data, criterion, images),
             )
-        calibrated = replace(bank, calibration=calibration)
-        check = _check(model, calibrated, detector, data, max(1, images // 8), device)
-    if check["calibrated"]["agreement"] < max(check["source"]["agreement"], check["uncalibrated"]["agreement"]):
+    calibrated = replace(bank, calibration=calibration)
+    outcome = check(model, calibrated, detector, data, max(1, images // 8))
+    agreement = {name: shares["agreement"] for name, shares in outcome.items()}
+    if agreement["calibrated"] < max(agreement["source"], agreement["uncalibrated"]):
         warnings.warn(
-            f"calibration gained nothing on the held-out images that it was checked on ({check}): the bank's rows or "
-            "the detector may be of little use for this model",
+            "calibration gained nothing on the held-out images that it was checked on, where agreement with the clean "
+            "prediction is "
+            + ", ".join(f"{name} {share:.1%}" for name, share in agreement.items())
+            + ": the bank's rows or the detector may be of little use for this model",
             stacklevel=2,
         )
-    provenance = {**calibration.provenance, "check": check}
+    provenance = {**calibration.provenance, "check": outcome}
     return replace(calibrated, calibration=replace(calibration, provenance=provenance))
 
 
@@ -161,6 +168,8 @@ def _detector_confidence(
     logits, rows = torch.cat([look[0] for look in looks]).cpu(), torch.cat(true_rows).cpu()
     novelties = [look[1] for look in looks if look[1] is not None]
     limit = float(torch.cat(novelties).quantile(1 - NOVEL)) if novelties else None
+    if not (logits.isfinite().all() and (limit is None or math.isfinite(limit))):
+        raise DetectorError("the detector gave NaN or infinity for held-out training images: its weights hold some")
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], line_search_fn="strong_wolfe")
 
@@ -176,24 +185,39 @@ def _detector_confidence(
 
 
 @torch.no_grad()
-def _check(
-    model: nn.Module,
-    bank: BNStatsBank,
-    detector: nn.Module | str | Path,
-    data: CorruptionDataModule,
-    images: int,
-    device: torch.device,
+def check(
+    model: nn.Module, bank: BNStatsBank, detector: nn.Module | str | Path, data: CorruptionDataModule, images: int
 ) -> dict[str, dict[str, float]]:
     """How the source, the uncalibrated and the calibrated bank fare on held-out images that nothing was chosen by.
 
-    Agreement is with the model's own prediction for the clean image, accuracy with the true class.
+    Args:
+        model: the classifier, on the device to run on.
+        bank: calibrated, of this model.
+        detector: with the bank's rows.
+        data: what the bank was collected from.
+        images: how many drawn images to look at, of the quarter of the held-out images that is kept for this.
+
+    Returns:
+        For `"source"`, `"uncalibrated"` and `"calibrated"`: `agreement` with the model's own prediction for the clean
+        image, `accuracy`, and `clean_accuracy` on the clean images among them, from 0 to 1.
     """
+    with in_evaluation_mode(model) as device:
+        return _checked(model, bank, detector, data.drawn_batches(images, "check", device=device), data.normalization)
+
+
+def _checked(
+    model: nn.Module,
+    bank: BNStatsBank,
+    detector: nn.Module | str | Path,
+    batches: Batches[DrawnBatch],
+    normalization: Normalization,
+) -> dict[str, dict[str, float]]:
     predictions = CleanPredictions(model)
     banks = {"source": None, "uncalibrated": bank.uncalibrated(), "calibrated": bank}
-    detectors = {name: FrozenDetector(detector, rows).to(device) for name, rows in banks.items() if rows is not None}
+    detectors = {name: FrozenDetector(detector, rows) for name, rows in banks.items() if rows is not None}
     right: dict[str, list[Tensor]] = {name: [] for name in banks}
     clean = []
-    for batch in data.drawn_batches(images, "check", device=device):
+    for batch in batches:
         truth = torch.stack([predictions(batch).argmax(dim=1), batch.labels])
         clean.append(batch.rows == 0)
         for name, rows in banks.items():
@@ -201,7 +225,8 @@ def _check(
                 predicted = model(batch.images).argmax(dim=1)
             else:
                 with routed(model, rows) as routing:
-                    routing.set(detectors[name](data.normalization.stored_pixels(batch.images)))
+                    weights = detectors[name].to(batch.images.device)(normalization.stored_pixels(batch.images))
+                    routing.set(weights)
                     predicted = model(batch.images).argmax(dim=1)
             right[name].append(predicted == truth)
     on_clean = torch.cat(clean)

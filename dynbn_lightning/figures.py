@@ -34,6 +34,7 @@ def write_figures(
     detector: nn.Module | None = None,
     data: CorruptionDataModule | None = None,
     images: int = 200,
+    temperature: float = 1.0,
     progress: bool = True,
 ) -> list[Path]:
     """Write the figures that there is input for, as PNG files; each is whole or not there.
@@ -51,6 +52,7 @@ def write_figures(
             looks at images on the device that it is on; itself it is left alone.
         data: Its test images are shown in each of its cells; its rows must be the detector's.
         images: At most so many test images, the same ones in every cell, spread evenly over all there are.
+        temperature: What the detector's logits are divided by, `bank.calibration.temperature` for instance.
         progress: Show a progress bar.
 
     Returns:
@@ -74,7 +76,7 @@ def write_figures(
     if results is not None:
         written.append(_write(severity_figure(results, stream), output / "severity.png"))
     if data is not None:
-        seen = look_at_images(data, detector, images=images, progress=progress)
+        seen = look_at_images(data, detector, images=images, temperature=temperature, progress=progress)
         caption = _caption(data, seen.images)
         written.append(_write(spectra_figure(seen.spectra, caption=f"brightness of {caption}"), output / "spectra.png"))
         if detector is not None:
@@ -113,7 +115,12 @@ class SeenImages:
 
 @torch.no_grad()
 def look_at_images(
-    data: CorruptionDataModule, detector: nn.Module | None = None, *, images: int = 200, progress: bool = True
+    data: CorruptionDataModule,
+    detector: nn.Module | None = None,
+    *,
+    images: int = 200,
+    temperature: float = 1.0,
+    progress: bool = True,
 ) -> SeenImages:
     """Measure spectra of test images in each cell of `data`, and ask the detector, if there is one.
 
@@ -138,7 +145,7 @@ def look_at_images(
                 if frozen is not None:
                     row = data.rows.index(cell.name if data.row_per == "cell" else cell.corruption)
                     rows.append(torch.full((len(pixels),), row))
-                    probabilities.append(_probabilities(frozen, pixels, len(data.rows)))
+                    probabilities.append(_probabilities(frozen, pixels, len(data.rows), temperature))
                 bar.advance(task, len(pixels))
             spectra.setdefault(cell.corruption, []).append(torch.stack(sums).sum(dim=0) / count)
     confidences, detected = torch.cat(probabilities or [torch.zeros(0, 1)]).max(dim=1)
@@ -174,14 +181,14 @@ def _pixels_in(cell: Cell, data: CorruptionDataModule, indices: list[int], devic
         yield pixels.float() / 255
 
 
-def _probabilities(detector: nn.Module, pixels: Tensor, num_rows: int) -> Tensor:
+def _probabilities(detector: nn.Module, pixels: Tensor, num_rows: int, temperature: float) -> Tensor:
     logits: Tensor = detector(pixels)
     if logits.shape != (len(pixels), num_rows):
         raise DetectorError(
             f"{type(detector).__name__} says it knows {num_rows} rows but gave logits of shape {tuple(logits.shape)} "
             f"for {len(pixels)} images: expected ({len(pixels)}, {num_rows})"
         )
-    return logits.float().softmax(dim=1).cpu()
+    return (logits.float() / temperature).softmax(dim=1).cpu()
 
 
 def _check_detector(detector: nn.Module, data: CorruptionDataModule | None) -> None:

@@ -9,34 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from cli_data import DATA, model_options, write_folder
 from PIL import Image
 
 from dynbn_lightning import BNStatsBank, DetectorModule, load_model
 from dynbn_lightning.cli import main
-from dynbn_lightning.models import cifar_resnet8
-
-DATA = ["--corruptions", "gaussian_noise,contrast", "--severities", "3,5", "--batch-size", "16"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of two classes, dark and bright, and a checkpoint of a narrow network."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 40), ("test", 6)):
-        for name, level in (("dark", 60), ("bright", 180)):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = (level + 20 * rng.standard_normal((8, 8, 3))).repeat(4, 0).repeat(4, 1).clip(0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{number:03}.png")
-    torch.manual_seed(0)
-    torch.save({"state_dict": cifar_resnet8(num_classes=2, width=4).state_dict()}, folder / "net.pt")
-    return folder
-
-
-def model_options(folder: Path) -> list[str]:
-    return ["--model", "cifar_resnet8", "--checkpoint", str(folder / "net.pt"), "--source", str(folder)]
+    return write_folder(tmp_path_factory.mktemp("data"))
 
 
 def test_detector_bank_evaluate(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,8 +136,32 @@ def test_bad_input_ends_with_status_2_and_one_message(
     assert not (tmp_path / "out").exists(), "nothing is written before input is known to be good"
 
 
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "dynbn_lightning.cli"]
+    finished = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("usage: dynbn")
+    for name in ("demo", "detector", "bank", "calibrate", "refine", "evaluate", "figures", "corrupt"):
+        assert name in finished.stdout
+    refused = subprocess.run([*command, "figures", "--output", "nowhere"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "dynbn figures: figures are drawn from" in refused.stderr
+
+
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["detector"], ["detector", "fit"], ["bank"], ["bank", "build"], ["evaluate"], ["corrupt"]]
+    "command",
+    [
+        [],
+        ["demo"],
+        ["detector"],
+        ["detector", "fit"],
+        ["bank"],
+        ["bank", "build"],
+        ["calibrate"],
+        ["refine"],
+        ["evaluate"],
+        ["figures"],
+        ["corrupt"],
+    ],
 )
 def test_help_answers_without_importing_lightning(command: list[str]) -> None:
     code = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,3 +21,16 @@ def test_routing_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(names["hard"][1], names["own"][1])
     assert names["soft"].shape == names["blended"].shape == (4, 8, 30, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["model.bank.safetensors"]
+
+
+def test_detection_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "detection.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "detection.md", "exec"), names)
+    bank, refined = names["bank"], names["refined"]
+    assert bank.rows == ("clean", "fog/3", "fog/5", "gaussian_noise/3", "gaussian_noise/5")
+    assert bank.calibration.source_share.shape == (5, len(bank.layers))
+    assert refined.refined
+    assert not bank.refined
+    assert [path.name for path in tmp_path.iterdir()] == ["calibrated.safetensors"]

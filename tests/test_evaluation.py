@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,12 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dynbn_lightning import BNStatsBank, CorruptionDataModule, DetectorModule, evaluate
+from dynbn_lightning.batchnorm import Calibration
 from dynbn_lightning.errors import BankError, DataError, DetectorError, UnsupportedModelError
+from dynbn_lightning.evaluation import METHODS, default_methods
 from dynbn_lightning.fitting import fit_detector
 from dynbn_lightning.models import cifar_resnet8
+from dynbn_lightning.reporting import read_results, unpack_correct, write_results
 
 
 def make_data(**options: Any) -> CorruptionDataModule:
@@ -29,6 +34,23 @@ def make_data(**options: Any) -> CorruptionDataModule:
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
     return cifar_resnet8(width=4).eval()
+
+
+@pytest.fixture(scope="module")
+def bank(model: torch.nn.Module) -> BNStatsBank:
+    return BNStatsBank.collect(model, make_data().row_loaders(images_per_row=20), progress=False)
+
+
+def calibrated(bank: BNStatsBank) -> BNStatsBank:
+    shares = torch.full((len(bank), len(bank.layers)), 0.3)
+    shares[0] = 0
+    return replace(bank, calibration=Calibration(shares, shares / 3, 2.0, provenance={"criterion": "labels"}))
+
+
+def refined(bank: BNStatsBank) -> BNStatsBank:
+    weight, bias = torch.ones_like(bank.mean), torch.zeros_like(bank.mean)
+    weight[1:] += 0.5
+    return replace(bank, weight=weight, bias=bias, provenance={**bank.provenance, "refined": {"images": 64}})
 
 
 def test_results_and_what_is_left_alone(model: torch.nn.Module) -> None:
@@ -110,3 +132,114 @@ def test_fit_detector_leaves_the_datamodule_as_it_was() -> None:
     assert detector.rows == data.rows
     assert data.task == "classifier"
     assert data.trainer is None
+
+
+# Which methods there are
+
+
+def test_the_default_methods_are_the_best_that_bank_and_detector_allow(bank: BNStatsBank) -> None:
+    plain = ["source", "batch_stats"]
+    assert default_methods(None, has_detector=False) == plain
+    assert default_methods(None, has_detector=True) == plain
+    assert default_methods(refined(calibrated(bank)), has_detector=False) == plain
+    assert default_methods(bank, has_detector=True) == [*plain, "dynamic_bn/soft"]
+    assert default_methods(refined(bank), has_detector=True) == [*plain, "dynamic_bn/soft"]
+    assert default_methods(calibrated(bank), has_detector=True) == [*plain, "dynamic_bn/calibrated"]
+    best = [*plain, "dynamic_bn/calibrated", "dynamic_bn/refined"]
+    assert default_methods(refined(calibrated(bank)), has_detector=True) == best
+
+
+def test_without_methods_the_default_ones_are_evaluated(model: torch.nn.Module, bank: BNStatsBank) -> None:
+    data, detector = make_data(), DetectorModule(rows=make_data().rows)
+    for options, methods in (
+        ({}, ["source", "batch_stats"]),
+        (
+            {"bank": refined(calibrated(bank)), "detector": detector},
+            ["source", "batch_stats", "dynamic_bn/calibrated", "dynamic_bn/refined"],
+        ),
+    ):
+        results = evaluate(model, data, progress=False, **options)  # type: ignore[arg-type]
+        assert list(results["methods"]) == methods
+        assert results["protocol"]["calibration"] == ({"criterion": "labels"} if options else None)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_calibration])
+def test_methods_that_need_calibration_are_refused_before_any_work(
+    model: torch.nn.Module, bank: BNStatsBank, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynbn_lightning.evaluation._test", lambda *args: pytest.fail("work was done"))
+    options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
+    with pytest.raises(DataError, match=f"'{name}' needs a calibrated bank: calibrate it with `dynbn calibrate`"):
+        evaluate(model, make_data(), methods=("source", name), bank=refined(bank), **options)
+
+
+def test_methods_that_need_refinement_are_refused_before_any_work(
+    model: torch.nn.Module, bank: BNStatsBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynbn_lightning.evaluation._test", lambda *args: pytest.fail("work was done"))
+    options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
+    assert [name for name, method in METHODS.items() if method.needs_refinement] == ["dynamic_bn/refined"]
+    with pytest.raises(DataError, match=r"needs a bank with refined rows: refine them with `dynbn refine`"):
+        evaluate(model, make_data(), methods=("dynamic_bn/refined",), bank=calibrated(bank), **options)
+
+
+def test_methods_use_of_the_bank_what_their_names_say(bank: BNStatsBank) -> None:
+    detector = DetectorModule(rows=make_data().rows)
+    full = refined(calibrated(bank))
+    used = {}
+    for name, method in METHODS.items():
+        for callback in method.callbacks(full, detector):
+            if (its := getattr(callback, "bank", None)) is not None:
+                used[name] = (callback.routing, callback.evidence, its.calibration is not None, its.refined)  # type: ignore[attr-defined]
+    assert used == {
+        "dynamic_bn/hard": ("hard", "image", False, False),
+        "dynamic_bn/soft": ("soft", "image", False, False),
+        "dynamic_bn/calibrated": ("soft", "image", True, False),
+        "dynamic_bn/batch": ("soft", "batch", True, False),
+        "dynamic_bn/stream": ("soft", "stream", True, False),
+        "dynamic_bn/refined": ("soft", "image", True, True),
+        "oracle": ("oracle", "image", False, False),
+        "oracle/calibrated": ("oracle", "image", True, False),
+    }
+
+
+def test_only_what_used_refined_rows_is_marked(model: torch.nn.Module, bank: BNStatsBank) -> None:
+    methods = ("dynamic_bn/calibrated", "dynamic_bn/refined", "oracle/calibrated")
+    options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
+    results = evaluate(model, make_data(), methods=methods, bank=refined(calibrated(bank)), **options)
+    marks = {name: block.get("refined") for name, block in results["methods"].items()}
+    assert marks == {"dynamic_bn/calibrated": None, "dynamic_bn/refined": True, "oracle/calibrated": None}
+
+
+# Each image's outcome
+
+
+def test_packed_outcomes_are_the_accuracies_image_by_image(
+    model: torch.nn.Module, bank: BNStatsBank, tmp_path: Path
+) -> None:
+    data = make_data(severities=(1, 5), batch_size=6)
+    methods = ("source", "batch_stats", "dynamic_bn/calibrated", "dynamic_bn/stream")
+    options: dict[str, Any] = {"detector": DetectorModule(rows=data.rows), "progress": False}
+    streams = ("mixed", "sequential")
+    results = evaluate(model, data, methods=methods, streams=streams, bank=calibrated(bank), per_image=True, **options)
+    results = read_results(write_results(results, tmp_path))
+    for stream in streams:
+        for block in results["streams"][stream]["methods"].values():
+            right = unpack_correct(block["correct"], results["protocol"]["test_images"])
+            assert set(right) == {"clean", *block["cells"]} == {cell.name for cell in data.cells}
+            for name, accuracy in {"clean": block["clean"], **block["cells"]}.items():
+                assert right[name].double().mean().item() == pytest.approx(accuracy)
+    mixed, sequential = (results["streams"][stream]["methods"] for stream in streams)
+    for name in ("source", "dynamic_bn/calibrated"):
+        assert mixed[name]["correct"] == sequential[name]["correct"], "image by image, whatever the order"
+    with torch.no_grad():
+        predicted = model(torch.stack([data.test_images[index][0] for index in range(10)]).float() / 255).argmax(1)
+    own = unpack_correct(mixed["source"]["correct"], 10)["clean"]
+    assert torch.equal(own, predicted == torch.arange(10))
+    assert own.any()
+    assert not own.all()
+
+
+def test_outcomes_are_kept_on_demand_only(model: torch.nn.Module) -> None:
+    results = evaluate(model, make_data(), methods=("source",), progress=False)
+    assert "correct" not in results["methods"]["source"]

@@ -26,7 +26,7 @@ def test_short_run(routing: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
     table = (tmp_path / "routing.md").read_text()
     assert table in capsys.readouterr().out
 
-    routed = {routing.HARD, routing.SOFT, routing.ONE_ROW, routing.SOURCE}
+    routed = {routing.HARD, routing.SOFT, routing.CALIBRATED, routing.ONE_ROW, routing.SOURCE}
     assert set(results["times"]) == {routing.PLAIN, routing.AGAIN, *routed, routing.BN_1, routing.GROUPS} | {
         f"measuring a row, {propagate}" for propagate in ("batch", "source", "sequential")
     }

@@ -303,8 +303,10 @@ def _read_calibration(tables: Mapping[str, Tensor], described: Mapping[str, Any]
     if described is None:
         return None
     return Calibration(
-        **{name: tables.get(f"calibration.{name}") for name in _CALIBRATION_TABLES},  # type: ignore[arg-type]
-        **described,
+        source_share=tables["calibration.source_share"],
+        image_share=tables.get("calibration.image_share"),
+        **{name: described[name] for name in _CALIBRATION_VALUES},
+        provenance=dict(described["provenance"]),
     )
 
 

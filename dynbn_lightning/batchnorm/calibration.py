@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 from torch import Tensor
@@ -52,6 +53,8 @@ class Calibration:
                 raise BankError(f"the {name} of a calibration is in [0, 1] and 0 in row 0; this one is not")
         if not (0 < self.temperature < float("inf")):
             raise BankError(f"the temperature of a calibration is above 0 and finite, got {self.temperature}")
+        if self.novelty_limit is not None and isnan(self.novelty_limit):
+            raise BankError("the novelty limit of a calibration is a number, or None; got nan")
 
     def apply(self, rows: Statistics, widths: Sequence[int]) -> Statistics:
         """The rows of a bank as they are to be used, on the device of `rows`; `widths` are the layers' channels."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from dynbn_lightning.errors import RoutingError
 
 _CACHED_VALUES = 2**18
+_PARALLEL_VALUES = 2**15  # from here on torch may add up a single row with several threads
 
 
 def normalize_batch(
@@ -40,12 +41,12 @@ def normalize_batch(
     bias = None if bias is None else bias.to(dtype)
     if mean.shape[-1] != x.shape[1]:
         raise RoutingError(f"statistics of {mean.shape[-1]} channels for activations of {x.shape[1]} channels")
+    if mean.dim() == 2 and mean.shape[0] != x.shape[0]:
+        raise RoutingError(f"statistics of {mean.shape[0]} images for activations of {x.shape[0]}")
     if _needs_gradient(mean, var):
         return _normalize_with_gradients(x, mean, var, weight, bias, eps)
     if mean.dim() == 1:
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-    if mean.shape[0] != x.shape[0]:
-        raise RoutingError(f"statistics of {mean.shape[0]} images for activations of {x.shape[0]}")
     # The same kernel as the layer's own in both ways, so the same bits, where x * scale + shift would round
     # differently in about a third of the values.
     if _is_eager_on_cpu(x) and memory_format_of(x) != torch.contiguous_format:
@@ -215,7 +216,10 @@ def _row_moments_on_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
     one value after the other.
     """
     rows = x.view(x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
-    at_once = min(len(rows), max(1, _CACHED_VALUES // rows.shape[1]))
+    # Long rows one by one: of several, torch rounds each as one thread does, so that the last one of a batch, alone in
+    # its part, would differ from itself in a larger batch.
+    fitting = max(1, _CACHED_VALUES // rows.shape[1]) if rows.shape[1] < _PARALLEL_VALUES else 1
+    at_once = min(len(rows), fitting)
     scratch = x.new_empty(at_once, rows.shape[1], dtype=_statistics_dtype(x))
     means, squares = scratch.new_empty(len(rows), 1), scratch.new_empty(len(rows))
     for start in range(0, len(rows), at_once):

@@ -55,7 +55,7 @@ class PatchedLayer:
     def normalize_with(self, x: Tensor, statistics: Statistics) -> Tensor:
         """The layer's output with this layer's statistics of each image, or of all; see `Statistics`."""
         mean, var, weight, bias, image_share = statistics
-        if image_share is not None:
+        if image_share is not None and x.numel():  # an empty batch has no moments
             self._check(x)
             mean, var = blend_with_image(mean, var, *image_moments(x), image_share)
         return self.normalize(x, mean, var, None if weight is None or bias is None else (weight, bias))

@@ -96,7 +96,24 @@ class Routing:
         self._batch = None if is_shared else self._table.mean.new_empty(len(assignment), 0)
 
     def use(self, statistics: Statistics) -> None:
-        """Give the images of the next forward passes statistics of your own, of N images; gradients flow to them."""
+        """Give the images of the next forward passes statistics of your own; gradients flow to them.
+
+        Args:
+            statistics: of N images, tables of shape (N, channels of all layers), on the model's device.
+
+        Raises:
+            RoutingError: for tables of another shape.
+        """
+        channels = self._table.mean.shape[1]
+        if (
+            statistics.mean.dim() != 2
+            or any(table is not None and table.shape != statistics.mean.shape for table in statistics[1:4])
+            or statistics.mean.shape[1] != channels
+        ):
+            raise RoutingError(
+                f"statistics of your own are tables (N, {channels}), all for the same images; got "
+                f"{[None if table is None else tuple(table.shape) for table in statistics]}"
+            )
         self._statistics, self._copies = statistics, None
         self._batch = statistics.mean.new_empty(len(statistics.mean), 0)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynbn_lightning.batchnorm.mixing import Mixing, mix_rows, mix_values
+from dynbn_lightning.batchnorm.mixing import Mixing, check_mixing, mix_rows, mix_values
 
 
 class Statistics(NamedTuple):
@@ -46,17 +46,21 @@ class Statistics(NamedTuple):
         Where gradients are wanted, by matrix products in float64, which are as exact but copy no row to the last bit.
         """
         if torch.is_grad_enabled() and any(table is not None and table.requires_grad for table in (weights, *self)):
-            return self._mixed_with_gradients(weights)
+            return self._mixed_with_gradients(weights, mixing)
         mean, var = mix_rows(weights, self.mean, self.var, mixing)
         others = (None if table is None else mix_values(weights, table) for table in self[2:])
         return Statistics(mean, var, *others)
 
-    def _mixed_with_gradients(self, weights: Tensor) -> Statistics:
+    def _mixed_with_gradients(self, weights: Tensor, mixing: Mixing) -> Statistics:
+        check_mixing(mixing)
         # Row by row, autograd would keep an (N, channels) table for each row.
         weights, rows = weights.double(), self.map(Tensor.double)
+        # What a softmax in float32 lacks to 1 would leave that share of the squared mean in the variance.
+        weights = weights / weights.sum(1, keepdim=True)
         mixtures = rows.map(lambda table: weights @ table)
-        squares = weights @ rows.mean.square()
-        mixtures = mixtures._replace(var=mixtures.var + squares - mixtures.mean.square())
+        if mixing == "moments":
+            squares = weights @ rows.mean.square()
+            mixtures = mixtures._replace(var=mixtures.var + squares - mixtures.mean.square())
         return mixtures.map(lambda table: table.to(self.mean.dtype))
 
     def blended_with_source(self, shares: Tensor, widths: Sequence[int]) -> Statistics:

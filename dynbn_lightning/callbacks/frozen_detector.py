@@ -70,7 +70,9 @@ class FrozenDetector(nn.Module):
             return probabilities
         source = torch.zeros_like(probabilities[0])
         source[0] = 1
-        return torch.where((novelty > self.calibration.novelty_limit).unsqueeze(1), source, probabilities)
+        # NaN stays, to be reported: a broken detector would find all images novel, or none.
+        novel = (novelty > self.calibration.novelty_limit) & logits.isfinite().all(dim=1)
+        return torch.where(novel.unsqueeze(1), source, probabilities)
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the detector says: logits (N, K) in the order of the bank's rows, and each image's novelty, (N,).

@@ -164,6 +164,9 @@ def build_parser() -> ArgumentParser:
         "--stream", metavar="NAME", help="which stream of the results; mixed, or else the first, if not given"
     )
     figures.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the rows of the data")
+    figures.add_argument(
+        "--bank", type=Path, metavar="FILE", help="calibrated bank, whose temperature the detector's confidence takes"
+    )
     figures.add_argument("--images", type=positive, default=200, metavar="N", help="test images in each cell")
 
     corrupt = add(

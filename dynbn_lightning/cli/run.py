@@ -147,6 +147,7 @@ def evaluate(options: Namespace, console: Console) -> None:
 
 def figures(options: Namespace, console: Console) -> None:
     """`dynbn figures`."""
+    from dynbn_lightning.batchnorm import BNStatsBank
     from dynbn_lightning.callbacks.frozen_detector import load_detector
     from dynbn_lightning.errors import DataError
     from dynbn_lightning.figures import write_figures
@@ -162,8 +163,15 @@ def figures(options: Namespace, console: Console) -> None:
     if options.source is not None:
         data = _datamodule(options)
         data.prepare_data()
+    calibration = None if options.bank is None else BNStatsBank.load(options.bank).calibration
     for path in write_figures(
-        options.output, results=results, stream=options.stream, detector=detector, data=data, images=options.images
+        options.output,
+        results=results,
+        stream=options.stream,
+        detector=detector,
+        data=data,
+        images=options.images,
+        temperature=1.0 if calibration is None else calibration.temperature,
     ):
         console.print(str(path))
 

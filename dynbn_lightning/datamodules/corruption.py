@@ -180,6 +180,7 @@ class CorruptionDataModule(LightningDataModule):
             "severities": list(self.severities),
             "image_size": [height, width],
             "seed": self.seed,
+            "validation_fraction": self.validation_fraction,
         }
 
     # Lightning's hooks
@@ -291,8 +292,10 @@ class CorruptionDataModule(LightningDataModule):
             device: where to corrupt.
 
         Raises:
-            DataError: if there are no training images, or one of the numbers is not positive.
+            DataError: if there are no training images, one of the numbers is not positive, or the part is unknown.
         """
+        if part not in get_args(Part):
+            raise DataError(f"part={part!r}: {did_you_mean(str(part), get_args(Part))}")
         if images < 1 or batch_size < 1:
             raise DataError(f"images={images!r} and batch_size={batch_size!r} must be at least 1")
         fit, held_out = self._split

@@ -31,10 +31,15 @@ KNOWN_METHODS = {
     "batch_stats": ("BN-1", ORANGE, "s"),
     "dynamic_bn/hard": ("dynamic BN, hard", SKY, "^"),
     "dynamic_bn/soft": ("dynamic BN, soft", BLUE, "D"),
+    "dynamic_bn/calibrated": ("dynamic BN, calibrated", VERMILLION, "P"),
+    "dynamic_bn/refined": ("dynamic BN, refined rows", PURPLE, "X"),
+    "dynamic_bn/batch": ("dynamic BN, calibrated, batch", ORANGE, "<"),
+    "dynamic_bn/stream": ("dynamic BN, calibrated, stream", SKY, "p"),
     "oracle": ("oracle", GREEN, "v"),
+    "oracle/calibrated": ("oracle, calibrated", GREEN, ">"),
 }
 """Name, colour and marker: a method looks the same in every figure."""
-OTHER_LOOKS = [(VERMILLION, "P"), (PURPLE, "X"), (BLUE, "*"), (ORANGE, "<"), (GREEN, ">"), (SKY, "p")]
+OTHER_LOOKS = [(VERMILLION, "d"), (PURPLE, "h"), (BLUE, "*"), (ORANGE, "8"), (GREEN, "H"), (SKY, "1")]
 HEIGHT = 4.6
 LABEL_GAP = 0.058
 """The least distance of two labels, as a part of the height of the axes."""
