@@ -83,7 +83,8 @@ def calibrate(
 
     Args:
         model: the classifier, on the device to run on; as it was afterwards.
-        bank: of this model, with the rows of `data`; its own calibration, if any, is not looked at.
+        bank: of this model, with the rows of `data`; a calibration that it has is replaced, and refined rows, which
+            were tuned for that, lose their refinement.
         detector: a `DetectorModule`, its checkpoint, or any module with `rows`.
         data: what the bank was collected from, with the same seed, so that the same images are held out.
         images: how many drawn images to tune on.
@@ -101,7 +102,7 @@ def calibrate(
         DetectorError: if detector and bank have different rows, or the detector gives NaN.
     """
     check_bank_and_data(model, bank, data, criterion)
-    bank = bank.uncalibrated()
+    bank = bank.uncalibrated().unrefined()
     frozen = FrozenDetector(detector, bank)
     with in_evaluation_mode(model) as device:
         frozen.to(device)

@@ -36,7 +36,7 @@ def check_bank_and_data(model: nn.Module, bank: BNStatsBank, data: CorruptionDat
             "corruptions, severities and row_per that the bank was collected with"
         )
     here = data.provenance()
-    for what in ("source", "seed", "validation_fraction", "normalization", "preset"):
+    for what in here:
         if what in bank.provenance and bank.provenance[what] != here[what]:
             raise DataError(
                 f"the bank was collected with {what} {bank.provenance[what]!r}, this data has {here[what]!r}: then "

@@ -19,6 +19,7 @@ from tuning_models import (
     make_bank,
     make_data,
     make_model,
+    parts_drawn,
     pixels_of,
     snapshot,
 )
@@ -51,8 +52,7 @@ def calibrated(model: nn.Module, bank: BNStatsBank) -> BNStatsBank:
 
 def same(one: BNStatsBank, other: BNStatsBank) -> bool:
     mine, its = calibration_of(one), calibration_of(other)
-    assert mine.image_share is not None
-    assert its.image_share is not None
+    assert mine.image_share is not None and its.image_share is not None  # noqa: PT018
     return (
         torch.equal(mine.source_share, its.source_share)
         and torch.equal(mine.image_share, its.image_share)
@@ -136,12 +136,12 @@ def test_the_temperature_is_that_of_the_least_cross_entropy(calibrated: BNStatsB
 
 def test_the_temperature_undoes_a_scale_of_the_logits(model: nn.Module, bank: BNStatsBank) -> None:
     sure, unsure = (
-        calibration_of(calibrate(model, bank, StripeDetector(sureness), make_data(), images=64, progress=False))
+        calibration_of(calibrate(model, bank, StripeDetector(sureness), make_data(), images=IMAGES, progress=False))
         for sureness in (100.0, 1.0)
     )
     assert sure.temperature == pytest.approx(100 * unsure.temperature, rel=1e-2)
     assert unsure.temperature < 1
-    torch.testing.assert_close(sure.source_share, unsure.source_share, rtol=0.05, atol=0.01)
+    torch.testing.assert_close(sure.source_share, unsure.source_share, rtol=0, atol=2e-3)
 
 
 def test_the_novelty_limit_is_the_quantile(model: nn.Module, bank: BNStatsBank, calibrated: BNStatsBank) -> None:
@@ -149,7 +149,7 @@ def test_the_novelty_limit_is_the_quantile(model: nn.Module, bank: BNStatsBank, 
     limit = calibration_of(calibrated).novelty_limit
     assert limit == pytest.approx(float(np.quantile(novelties, 1 - NOVEL)), rel=1e-5)
     assert novelties.mean() < limit <= novelties.max()
-    without = calibrate(model, bank, StripeDetector(), make_data(), images=64, progress=False)
+    without = calibrate(model, bank, StripeDetector(), make_data(), images=1, progress=False)  # a batch will do
     assert calibration_of(without).novelty_limit is None, "where the detector finds nothing novel"
 
 
@@ -199,21 +199,25 @@ def test_the_check_is_of_held_out_images_by_the_detectors_own_rows(model: nn.Mod
         assert check[name] == pytest.approx({key: values.mean().item() for key, values in expected.items()})
 
 
+def test_it_looks_at_held_out_images_alone(model: nn.Module, bank: BNStatsBank) -> None:
+    data = make_data()
+    parts = parts_drawn(data)
+    calibrate(model, bank, StripeDetector(), data, images=64, progress=False)
+    assert sorted(parts) == [("check", True), ("choose", True), ("choose", True)]
+
+
 # What it follows
 
 
 def test_the_same_seed_gives_the_same(model: nn.Module, bank: BNStatsBank, calibrated: BNStatsBank) -> None:
     torch.manual_seed(123)
-    again = calibrate(model, bank, NovelStripeDetector(), make_data(), images=IMAGES, progress=False)
-    assert same(again, calibrated)
+    for given in (bank, calibrated):  # whose own calibration is not looked at
+        assert same(
+            calibrate(model, given, NovelStripeDetector(), make_data(), images=IMAGES, progress=False), calibrated
+        )
     others = make_data(seed=1)
     other = calibrate(model, make_bank(model, others), NovelStripeDetector(), others, images=IMAGES, progress=False)
     assert not torch.equal(calibration_of(other).source_share, calibration_of(calibrated).source_share)
-
-
-def test_an_earlier_calibration_is_not_looked_at(model: nn.Module, calibrated: BNStatsBank) -> None:
-    again = calibrate(model, calibrated, NovelStripeDetector(), make_data(), images=IMAGES, progress=False)
-    assert same(again, calibrated)
 
 
 def test_gaining_nothing_is_warned_of(model: nn.Module, bank: BNStatsBank) -> None:
@@ -293,7 +297,3 @@ def test_other_rows_models_and_detectors_are_refused_before_any_look(model: nn.M
 def test_a_broken_detector_is_reported_before_tuning(model: nn.Module, bank: BNStatsBank, broken: float) -> None:
     with pytest.raises(DetectorError, match="the detector gave NaN or infinity"):
         calibrate(model, bank, StripeDetector(broken), make_data(), images=64, progress=False)
-
-
-def test_very_few_images_will_do(model: nn.Module, bank: BNStatsBank) -> None:
-    assert calibration_of(calibrate(model, bank, StripeDetector(), make_data(), images=1, progress=False))

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tuning_models import assert_untouched, make_bank, make_data, make_model, snapshot
+from tuning_models import assert_untouched, make_bank, make_data, make_model, parts_drawn, snapshot
 
 from dynbn_lightning import BNStatsBank, refine
-from dynbn_lightning.batchnorm import Calibration, routed
+from dynbn_lightning.batchnorm import Calibration, Statistics, routed
 from dynbn_lightning.errors import BankError, DataError
+from dynbn_lightning.refining import RowAffine
 from dynbn_lightning.tuning import disagreement
 
 IMAGES = 640
@@ -129,6 +130,26 @@ def test_the_cells_of_a_corruption_learn_together(model: nn.Module) -> None:
     moved = (weight - own_affine(model)[0]).abs().amax(1)
     assert moved[1] > moved[2] > 1e-3
     assert moved[[0, 3, 4]].tolist() == [0, 0, 0]
+
+
+def test_it_looks_at_the_images_that_the_bank_was_collected_from(model: nn.Module, bank: BNStatsBank) -> None:
+    data = make_data()
+    parts = parts_drawn(data)
+    refine(model, bank, data, images=64, progress=False)
+    assert parts == [("fit", False)]
+
+
+def test_row_0_stays_whatever_is_learned(model: nn.Module) -> None:
+    weight, bias = own_affine(model)
+    affine = RowAffine(Statistics(weight, weight.abs(), weight, bias), torch.tensor([0, 1, 1, 2]))
+    with torch.no_grad():
+        for parameter in affine.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        scales, shifts = affine()
+        changes = affine.of_corruption[:, [0, 1, 1, 2]] + affine.of_row
+    for table, own, change in zip((scales, shifts), (weight, bias), changes, strict=True):
+        assert torch.equal(table[0], own)
+        torch.testing.assert_close(table[1:], own + change[1:])
 
 
 def test_the_model_is_left_as_it_was(model: nn.Module, bank: BNStatsBank, monkeypatch: pytest.MonkeyPatch) -> None:

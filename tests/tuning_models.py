@@ -131,3 +131,15 @@ def assert_untouched(model: nn.Module, before: Any) -> None:
 def pixels_of(batch: DrawnBatch) -> Tensor:
     """The 8-bit pixels of a batch, in [0, 1], float32."""
     return (NORMALIZATION.undo(batch.images) * 255).round() / 255
+
+
+def parts_drawn(data: CorruptionDataModule) -> list[tuple[str, bool]]:
+    """From now on, which part of the images is drawn from, and whether clean ones are."""
+    draw, parts = data.drawn_batches, []
+
+    def recorded(images: int, part: Any, *, clean: bool = True, **options: Any) -> Any:
+        parts.append((part, clean))
+        return draw(images, part, clean=clean, **options)
+
+    data.drawn_batches = recorded  # type: ignore[method-assign]
+    return parts

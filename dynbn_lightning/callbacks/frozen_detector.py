@@ -81,14 +81,24 @@ class FrozenDetector(nn.Module):
         """
         # Outside autocast and in float32: the probabilities don't depend on the classifier's precision.
         with torch.autocast(pixels.device.type, enabled=False):
-            with_novelty = getattr(self.detector, "with_novelty", None)
-            logits, novelty = with_novelty(pixels) if with_novelty is not None else (self.detector(pixels), None)
+            logits, novelty = (
+                self.detector.with_novelty(pixels)  # type: ignore[operator]
+                if _has_novelty_of_its_forward(self.detector)
+                else (self.detector(pixels), None)
+            )
         if logits.shape != (len(pixels), len(self.rows)):
             raise DetectorError(
                 f"{type(self.detector).__name__} says it knows {len(self.rows)} rows but gave logits of shape "
                 f"{tuple(logits.shape)} for {len(pixels)} images: expected ({len(pixels)}, {len(self.rows)})"
             )
         return logits.float()[:, self._columns.to(logits.device)], None if novelty is None else novelty.float()
+
+
+def _has_novelty_of_its_forward(detector: nn.Module) -> bool:
+    """Whether the detector has a `with_novelty`, and no class between overrides `forward` alone."""
+    owners = [vars(owner) for owner in type(detector).__mro__]
+    first = next(owner for owner in owners if "forward" in owner or "with_novelty" in owner)  # nn.Module has a forward
+    return "with_novelty" in first
 
 
 def load_detector(path: Path) -> DetectorModule:

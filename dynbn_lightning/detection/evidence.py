@@ -16,7 +16,7 @@ OUTLIERS = 0.05
 """The share of images that are taken to say nothing about the row, so that none can decide alone."""
 
 CHANGES = 0.01
-"""The probability that the row changes from one image of a stream to the next."""
+"""The probability that the row of a stream is drawn anew from one image to the next."""
 
 
 def check_posteriors(posteriors: Tensor) -> Tensor:
@@ -48,17 +48,24 @@ class StreamMemory:
     """The posterior of the row of each image of a stream, given all images up to it: a decaying memory.
 
     The forward filter of a hidden Markov model (Rabiner 1989, "A Tutorial on Hidden Markov Models", section III): from
-    one image to the next the row stays, or with probability `changes` becomes any other, equally likely. So old
+    one image to the next the row stays, or with probability `changes` is drawn anew, all equally likely. So old
     evidence decays, and a change is found after as many images as it takes to outweigh what came before. An image's
     posterior depends on the images before it, not on how they were cut into batches. Right for streams that keep to a
     row for dozens of images, wrong for mixed ones.
 
     Args:
-        changes: probability of a change from image to image, above 0 and below 1.
+        changes: probability that the row is drawn anew from image to image, above 0 and below 1.
         outliers: share of the uniform posterior that each image's is mixed with, above 0 and at most 1.
+
+    Raises:
+        DetectorError: if an argument is out of its range.
     """
 
     def __init__(self, changes: float = CHANGES, outliers: float = OUTLIERS) -> None:
+        if not (0 < changes < 1 and 0 < outliers <= 1):
+            raise DetectorError(
+                f"changes={changes!r}, outliers={outliers!r}: expected probabilities above 0, and of changes below 1"
+            )
         self.changes, self.outliers = changes, outliers
         self._belief: Tensor | None = None
 

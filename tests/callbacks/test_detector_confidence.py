@@ -234,3 +234,15 @@ def test_where_nothing_is_known_of_the_detector_nothing_is_said(bank):
         warnings.simplefilter("error")
         FrozenDetector(another_detector(), calibrated(bank, detector=None))
         FrozenDetector(another_detector(), bank)
+
+
+def test_a_detector_whose_forward_alone_is_overridden_is_asked_by_its_forward(bank):
+    class Overridden(DetectorModule):
+        def forward(self, images):
+            return super().forward(images) * 0 + torch.tensor([5.0, 0.0, 0.0])
+
+    detector = Overridden(ROWS, image_size=16, hidden=8).eval()
+    pixels = make_pixels(4).float() / 255
+    logits, novelty = FrozenDetector(detector, bank).look(pixels)
+    assert torch.equal(logits, torch.tensor([[5.0, 0.0, 0.0]] * 4))
+    assert novelty is None
