@@ -27,16 +27,16 @@ def detail(images: Tensor) -> Tensor:
     return images.mul_(0.25)
 
 
-def log_detail(images: Tensor) -> Tensor:
-    """The logarithm of the magnitude of the detail: where an image is rough, on a scale of ratios.
+def log_detail(details: Tensor) -> Tensor:
+    """The logarithm of the magnitude of detail: where an image is rough, on a scale of ratios.
 
     Its spectrum shows what the image's own does not: whether the noise is as strong everywhere, is sparse, or goes
     with the brightness, and the period of the blocks that compression and pixelation leave.
 
     Args:
-        images: Shape (N, C, H, W), in [0, 1] or differences of such.
+        details: What `detail` makes of images in [0, 1], or of differences of such; shape (N, C, H, W).
 
     Returns:
         Shape (N, C, H, W).
     """
-    return detail(images).abs_().add_(DETAIL_FLOOR).log_()
+    return details.abs().add_(DETAIL_FLOOR).log_()

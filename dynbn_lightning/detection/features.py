@@ -72,11 +72,12 @@ def _tile_features(tiles: Tensor) -> Tensor:
     pixels = tiles.reshape(images * count, channels, height, width)
     pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
     levels = pixels.mul(HIGHEST_LEVEL).round_().clamp_(0, HIGHEST_LEVEL)
-    opponents = opponent_channels(levels / HIGHEST_LEVEL)
-    parts = [log_amplitude_spectrum(opponents), log_amplitude_spectrum(log_detail(opponents))]
+    details = detail(levels)  # of whole numbers, so exact; opponent channels are sums, so theirs are the sums of these
+    rough = log_detail(opponent_channels(details) / HIGHEST_LEVEL)
+    parts = [log_amplitude_spectrum(opponent_channels(levels / HIGHEST_LEVEL)), log_amplitude_spectrum(rough)]
     if count > 1:
         parts = [spectrum.view(images, count, *spectrum.shape[1:]).mean(1) for spectrum in parts]
-    for values, bins in ((levels, LEVEL_BINS), (detail(levels).abs_(), DETAIL_BINS)):
+    for values, bins in ((levels, LEVEL_BINS), (details.abs_(), DETAIL_BINS)):
         together = values.view(images, count, channels, height * width).transpose(1, 2)
         parts.append(log_histogram(together, bins))
     return torch.cat([part.flatten(1).to(pixels.dtype) for part in parts], dim=1)

@@ -159,10 +159,10 @@ class NearestPrototype(SpectrumDetector):
         with torch.autocast(features.device.type, enabled=False):
             centred = features.to(dtype) - self.means.to(dtype).mean(0)
             whitened = centred @ self.whitening.to(dtype).T
-            # Not as |a|^2 - 2 ab + |b|^2, which cancels.
-            exact = "donot_use_mm_for_euclid_dist"
-            distances: Tensor = torch.cdist(whitened, self.centres.to(dtype), compute_mode=exact)
-            return distances * distances / 2
+            centres = self.centres.to(dtype)
+            # As |a|^2 - 2 ab + |b|^2: both are centred, so what cancels is of the order of the distances themselves.
+            squares = whitened.square().sum(1, keepdim=True) + centres.square().sum(1)
+            return (squares / 2 - whitened @ centres.T).clamp_min(0)
 
     def _weigh_scales(self, features: Tensor, rows: Tensor) -> None:
         halves = self._half_squared_distances(features)
