@@ -212,7 +212,7 @@ def protocol(
         "reset": "no method keeps state from batch to batch but dynamic_bn/stream, which begins anew with each stream",
         "bank": None if bank is None else {"rows": len(bank), **bank.provenance},
         "calibration": None if bank is None or bank.calibration is None else dict(bank.calibration.provenance),
-        "uses": "detector and bank are made from corrupted training images: not source-free",
+        "uses": "detector, bank and calibration are made from corrupted training images: not source-free",
         "versions": {
             "dynbn_lightning": dynbn_lightning.__version__,
             "torch": torch.__version__,

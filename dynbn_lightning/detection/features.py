@@ -30,7 +30,7 @@ def opponent_channels(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)  # spelt out: a matrix product may be rounded to TF32
-    return torch.stack([(red + green + blue) / 3, (red - blue) / 2, (red - 2 * green + blue) / 4], dim=1)
+    return torch.stack([(red + green + blue) / 3, (red - blue) * 0.5, (red - 2 * green + blue) * 0.25], dim=1)
 
 
 def corruption_features(images: Tensor, random_tiles: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ class Bins(NamedTuple):
     """Which bin each multiple of a step is in: looked up, at a tenth of the cost of searching the edges."""
 
     table: Tensor
-    """The bin of 0, step, 2 step and so on, int64; the last one goes for all larger values too."""
+    """The bin of 0, step, 2 step and so on, int32; the last one goes for all larger values too."""
     step: float
     size: int
 
@@ -30,7 +30,7 @@ class Bins(NamedTuple):
     def between(cls, edges: tuple[float, ...], step: float = 1.0) -> Bins:
         """Bins by the lower edges of all but the first, rising; a value on an edge is in the upper bin."""
         multiples = int(edges[-1] / step) + 2
-        table = torch.tensor([bisect_right(edges, number * step) for number in range(multiples)])
+        table = torch.tensor([bisect_right(edges, number * step) for number in range(multiples)], dtype=torch.int32)
         return cls(table, step, len(edges) + 1)
 
 
@@ -52,16 +52,17 @@ def log_histogram(values: Tensor, bins: Bins) -> Tensor:
         are counted.
     """
     flat = values.flatten(2)
-    multiples = (flat / bins.step).int().clamp_(0, len(bins.table) - 1)
+    multiples = (flat if bins.step == 1 else flat / bins.step).int().clamp_(0, len(bins.table) - 1)
     # Sent without waiting: made on a CUDA device, it would wait for all work before it.
     table = bins.table.to(values.device, non_blocking=True)
-    chosen = table.index_select(0, multiples.flatten()).view(-1, flat.shape[2])
-    histograms = len(chosen)
+    histograms = flat.shape[0] * flat.shape[1]
+    chosen = table.index_select(0, multiples.flatten()).view(histograms, -1)
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        chosen += bins.size * torch.arange(histograms).unsqueeze(1)  # all at once, each in its own stretch
+        # All at once, each in its own stretch.
+        chosen += bins.size * torch.arange(histograms, dtype=chosen.dtype).unsqueeze(1)
         counts = torch.bincount(chosen.flatten(), minlength=histograms * bins.size).float()
     else:  # `bincount` would wait for a CUDA device
         counts = torch.zeros(histograms, bins.size, dtype=torch.float32, device=values.device)
-        counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float32))
+        counts.scatter_add_(1, chosen.long(), torch.ones_like(chosen, dtype=torch.float32))
     # Whole numbers: exact in whatever order they are added up.
     return torch.log(counts.view(*flat.shape[:2], bins.size) / flat.shape[2] + MASS_FLOOR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.detection.spectrum_detector import SpectrumDetector, require_at_least
@@ -63,4 +64,4 @@ class SpectrumPerceptron(SpectrumDetector):
         """
         features = self.standardize(self.features(images))
         logits: Tensor = self.layers(features.to(self.layers[0].weight.dtype))
-        return logits, features.square().mean(dim=1)
+        return logits, torch.linalg.vector_norm(features, dim=1).square() / features.shape[1]

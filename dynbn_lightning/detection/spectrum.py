@@ -38,9 +38,9 @@ def log_amplitude_spectrum(images: Tensor, floor: float = QUANTISATION_NOISE) ->
     check_spectral(images)
     with torch.autocast(images.device.type, enabled=False):
         pixels = images if images.dtype == torch.float64 else images.float()
-        real, imaginary = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho")).unbind(-1)
         # Not `abs`, which guards against overflows that there are none of, at twice the time.
-        spectrum = real.square().add_(imaginary.square()).sqrt_().add_(floor).log_()
+        real, imaginary = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho")).square().unbind(-1)
+        spectrum = (real + imaginary).sqrt_().add_(floor).log_()
         shifted: Tensor = torch.fft.fftshift(spectrum, dim=2)
         return shifted
 
