@@ -103,10 +103,11 @@ def tables(results: dict[str, Any]) -> str:
         heading = f"| {stream} stream, top-1, % | seeds | all severities | {hardest.replace('_', ' ')} | clean "
         lines = [heading + "| mean against source | worst cell against source |", "|---" * 2 + "|---:" * 5 + "|"]
         for method, numbers in methods.items():
-            against = numbers.get("against_source")
+            against, seeds = numbers.get("against_source"), len(numbers["seeds"])
+            spread = f" ± {100 * numbers['mean_std']:.1f}" if seeds > 1 else ""
             lines.append(
-                f"| {NAMES.get(method, method)} | {len(numbers['seeds'])} "
-                f"| {100 * numbers['mean']:.1f} ± {100 * numbers['mean_std']:.1f} | {100 * numbers[hardest]:.1f} "
+                f"| {NAMES.get(method, method)} | {seeds} "
+                f"| {100 * numbers['mean']:.1f}{spread} | {100 * numbers[hardest]:.1f} "
                 f"| {100 * numbers['clean']:.1f} | {_interval(against and against['mean'])} | {_worst(against)} |"
             )
         parts.append("\n".join(lines))
