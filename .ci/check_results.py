@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynbn_lightning.reporting import read_results
+from dynbn_lightning.reporting import methods_of, read_results
 
 
 def check(what: str, holds: bool) -> None:
@@ -20,7 +20,7 @@ def check(what: str, holds: bool) -> None:
 
 
 def check_demo(results: dict[str, Any]) -> None:
-    methods = results["methods"]
+    methods = methods_of(results)
     source, dynamic = methods["source"], methods["dynamic_bn/calibrated"]
     lost = source["clean"] - source["mean"]
     won = dynamic["mean"] - source["mean"]
@@ -32,7 +32,7 @@ def check_demo(results: dict[str, Any]) -> None:
 
 def check_real(results: dict[str, Any], reference: Path) -> None:
     published = json.loads((reference / "cifar_c_statistics.json").read_text())
-    mixed = results["streams"]["mixed"]["methods"]
+    mixed = methods_of(results, "mixed")
     source, calibrated = mixed["source"], mixed["dynamic_bn/calibrated"]
     expected = sum(published[cell]["resnet20_accuracy"] for cell in source["cells"]) / len(source["cells"])
     check(f"15 corruptions at 5 severities, {len(source['cells'])} cells", len(source["cells"]) == 75)
@@ -40,8 +40,8 @@ def check_real(results: dict[str, Any], reference: Path) -> None:
         f"source {100 * source['mean']:.1f} %, published corruptions {100 * expected:.1f} %, within 1.5 points",
         abs(source["mean"] - expected) <= 0.015,
     )
-    stream = results["streams"]["sequential"]["methods"]["dynamic_bn/stream"]
-    extra = results["streams"]["extra"]["methods"]
+    stream = methods_of(results, "sequential")["dynamic_bn/stream"]
+    extra = methods_of(results, "extra")
     for what, measured, least in (
         ("calibrated, mean over the 75 cells", calibrated["mean"], 0.79),
         ("calibrated, severity 5", calibrated["severity_5"], 0.715),

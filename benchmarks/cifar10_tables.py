@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynbn_lightning.metrics import paired_bootstrap
-from dynbn_lightning.reporting import unpack_correct
+from dynbn_lightning.reporting import methods_of, unpack_correct
 
 NAMES = {
     "source": "source",
@@ -35,19 +35,20 @@ def summary(runs: Runs) -> dict[str, Any]:
     """
     first = next(results for measured in runs.values() for results in measured.values())
     names = list(dict.fromkeys(name for measured in runs.values() for name in measured))
-    streams: dict[str, Any] = {}
+    streams: dict[str, dict[str, Any]] = {}
     for name in names:
         stream, method = name.split()
-        block = _summary_of(runs, stream, method)
-        streams.setdefault(stream, {"methods": {}})["methods"][method] = block
+        streams.setdefault(stream, {})[method] = _summary_of(runs, stream, method)
     protocol = {**first["protocol"], "streams": list(streams), "seeds": sorted(runs)}
-    return {"schema_version": first["schema_version"], "protocol": protocol, "streams": streams}
+    batch_size = first["runs"][0]["batch_size"]
+    found = [{"stream": name, "batch_size": batch_size, "methods": methods} for name, methods in streams.items()]
+    return {"schema_version": first["schema_version"], "protocol": protocol, "runs": found}
 
 
 def _summary_of(runs: Runs, stream: str, method: str) -> dict[str, Any]:
     name = f"{stream} {method}"
     seeds = [seed for seed, measured in sorted(runs.items()) if name in measured]
-    blocks = {seed: runs[seed][name]["methods"][method] for seed in seeds}
+    blocks = {seed: methods_of(runs[seed][name])[method] for seed in seeds}
     cells = {cell: mean(block["cells"][cell] for block in blocks.values()) for cell in blocks[seeds[0]]["cells"]}
     hardest = max(cell.partition("/")[2] for cell in cells)
     block: dict[str, Any] = {
@@ -73,7 +74,7 @@ def _summary_of(runs: Runs, stream: str, method: str) -> dict[str, Any]:
 
 def _correct(results: dict[str, Any], method: str, cells: Mapping[str, float]) -> Tensor:
     """Whether each image was right in each cell and then clean, (images, cells + 1)."""
-    right = unpack_correct(results["methods"][method]["correct"], results["protocol"]["test_images"])
+    right = unpack_correct(methods_of(results)[method]["correct"], results["protocol"]["test_images"])
     return torch.stack([right[cell] for cell in [*cells, "clean"]], dim=1)
 
 
@@ -97,8 +98,8 @@ def _against(correct: Tensor, source: Tensor, cells: list[str]) -> dict[str, Any
 def tables(results: dict[str, Any]) -> str:
     """Markdown: a table for each stream."""
     parts = []
-    for stream, block in results["streams"].items():
-        methods = block["methods"]
+    for run in results["runs"]:
+        stream, methods = run["stream"], run["methods"]
         hardest = next(key for key in next(iter(methods.values())) if key.startswith("severity_"))
         heading = f"| {stream} stream, top-1, % | seeds | all severities | {hardest.replace('_', ' ')} | clean "
         lines = [heading + "| mean against source | worst cell against source |", "|---" * 2 + "|---:" * 5 + "|"]

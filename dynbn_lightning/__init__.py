@@ -4,9 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynbn_lightning.batchnorm import BNStatsBank, routed
+    from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank, routed
     from dynbn_lightning.calibrating import calibrate
-    from dynbn_lightning.callbacks import BatchStatsCallback, DynamicBNCallback
+    from dynbn_lightning.callbacks import (
+        BatchStatsCallback,
+        DistributionMatchingCallback,
+        DynamicBNCallback,
+        EMAStatsCallback,
+        FewShotBNCallback,
+        TentCallback,
+        UnMixTNSCallback,
+    )
     from dynbn_lightning.corruptions import Corrupt, corrupt
     from dynbn_lightning.datamodules import CorruptionDataModule
     from dynbn_lightning.evaluation import evaluate
@@ -23,7 +31,13 @@ __all__ = [
     "Corrupt",
     "CorruptionDataModule",
     "DetectorModule",
+    "DistributionMatchingCallback",
     "DynamicBNCallback",
+    "EMAStatsCallback",
+    "FewShotBNCallback",
+    "QuantileBank",
+    "TentCallback",
+    "UnMixTNSCallback",
     "calibrate",
     "corrupt",
     "evaluate",
@@ -34,10 +48,16 @@ __all__ = [
 
 _HOMES = {
     "BNStatsBank": "batchnorm",
+    "QuantileBank": "batchnorm",
     "routed": "batchnorm",
     "calibrate": "calibrating",
     "BatchStatsCallback": "callbacks",
+    "DistributionMatchingCallback": "callbacks",
     "DynamicBNCallback": "callbacks",
+    "EMAStatsCallback": "callbacks",
+    "FewShotBNCallback": "callbacks",
+    "TentCallback": "callbacks",
+    "UnMixTNSCallback": "callbacks",
     "Corrupt": "corruptions",
     "corrupt": "corruptions",
     "CorruptionDataModule": "datamodules",

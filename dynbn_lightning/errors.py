@@ -42,6 +42,10 @@ class RoutingError(DynBNError, RuntimeError):
     """Routing asked for where it cannot be done: no assignment, a wrong batch size, a patched model."""
 
 
+class MethodError(DynBNError, ValueError):
+    """A test-time method whose settings contradict each other, or that lacks what it needs to run."""
+
+
 class OutputError(DynBNError, OSError):
     """A folder or file that cannot be written."""
 

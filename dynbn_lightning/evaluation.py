@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,104 +14,18 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 import dynbn_lightning
-from dynbn_lightning.batchnorm import BNStatsBank
-from dynbn_lightning.callbacks import BatchStatsCallback, DynamicBNCallback
-from dynbn_lightning.callbacks.dynamic_bn import RoutingMode
+from dynbn_lightning.batchnorm import SOURCE_ROW, BNStatsBank, QuantileBank
+from dynbn_lightning.cost import StepCost
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.batches import batch_info_of
 from dynbn_lightning.datamodules.streams import STREAMS
-from dynbn_lightning.detection import Evidence
 from dynbn_lightning.errors import DataError, did_you_mean
 from dynbn_lightning.fitting import bare_trainer, quiet_lightning
+from dynbn_lightning.methods import METHODS, Tools, check_bank, check_methods, default_methods, needed_quantiles
 from dynbn_lightning.metrics import mean_over_corruptions
 from dynbn_lightning.modules import ClassifierModule
 from dynbn_lightning.progress import progress_bar
 from dynbn_lightning.reporting.results import SCHEMA_VERSION, pack_correct
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to evaluate a model.
-
-    Attributes:
-        callbacks: makes its callbacks from bank and detector.
-        needs_bank: whether it looks rows up.
-        needs_detector: whether it detects them.
-        needs_calibration: whether the bank must be calibrated.
-        needs_refinement: whether the bank must have refined rows.
-    """
-
-    callbacks: Callable[[Any, Any], list[Callback]]
-    needs_bank: bool = False
-    needs_detector: bool = False
-    needs_calibration: bool = False
-    needs_refinement: bool = False
-
-
-def _batch_stats(bank: BNStatsBank | None, detector: Any) -> list[Callback]:
-    return [BatchStatsCallback(skip=[f"model.{name}" for name in bank.skip] if bank is not None else ())]
-
-
-def _dynamic(
-    routing: RoutingMode, *, calibrated: bool = True, refined: bool = False, evidence: Evidence = "image"
-) -> Method:
-    def callbacks(bank: BNStatsBank, detector: Any) -> list[Callback]:
-        bank = bank if calibrated else bank.uncalibrated()
-        bank = bank if refined else bank.unrefined()
-        return [DynamicBNCallback(bank, detector, routing, evidence=evidence)]
-
-    return Method(callbacks, True, routing != "oracle", calibrated, refined)
-
-
-METHODS: dict[str, Method] = {
-    "source": Method(lambda bank, detector: []),
-    "batch_stats": Method(_batch_stats),
-    "dynamic_bn/hard": _dynamic("hard", calibrated=False),
-    "dynamic_bn/soft": _dynamic("soft", calibrated=False),
-    "dynamic_bn/calibrated": _dynamic("soft"),
-    "dynamic_bn/batch": _dynamic("soft", evidence="batch"),
-    "dynamic_bn/stream": _dynamic("soft", evidence="stream"),
-    "dynamic_bn/refined": _dynamic("soft", refined=True),
-    "oracle": _dynamic("oracle", calibrated=False),
-    "oracle/calibrated": _dynamic("oracle"),
-}
-"""The methods by name: the unpatched model; BN-1; ours with the bank's rows as measured, by hard and soft routing;
-with calibrated rows by the evidence of each image, of the batch, and of the stream; with rows that are refined too; and
-the ceiling of detection, with rows as measured and calibrated."""
-
-
-def default_methods(bank: BNStatsBank | None, *, has_detector: bool) -> list[str]:
-    """The unpatched model, BN-1, and the best that bank and detector allow."""
-    methods = ["source", "batch_stats"]
-    if bank is None or not has_detector:
-        return methods
-    return [
-        *methods,
-        "dynamic_bn/soft" if bank.calibration is None else "dynamic_bn/calibrated",
-        *(["dynamic_bn/refined"] if bank.calibration is not None and bank.refined else []),
-    ]
-
-
-def check_methods(methods: Sequence[str], *, has_bank: bool, has_detector: bool) -> None:
-    """Raise `DataError` for unknown methods, and for methods that lack the bank or the detector they need."""
-    for name in methods:
-        if name not in METHODS:
-            raise DataError(f"unknown method {name!r}: {did_you_mean(name, METHODS)}")
-        if METHODS[name].needs_bank and not has_bank:
-            raise DataError(f"method {name!r} needs a bank: make one with BNStatsBank.collect or `dynbn bank build`")
-        if METHODS[name].needs_detector and not has_detector:
-            raise DataError(f"method {name!r} needs a detector: make one with `dynbn detector fit`")
-    if len(set(methods)) != len(methods) or not methods:
-        raise DataError(f"expected one or more different methods, got {list(methods)}")
-
-
-def check_bank(methods: Sequence[str], bank: BNStatsBank) -> None:
-    """Raise `DataError` for methods that need more of the bank than it has."""
-    for name in methods:
-        if METHODS[name].needs_calibration and bank.calibration is None:
-            raise DataError(f"method {name!r} needs a calibrated bank: calibrate it with `dynbn calibrate`")
-        if METHODS[name].needs_refinement and not bank.refined:
-            raise DataError(f"method {name!r} needs a bank with refined rows: refine them with `dynbn refine`")
 
 
 def check_streams(streams: Sequence[str]) -> None:
@@ -125,91 +37,123 @@ def check_streams(streams: Sequence[str]) -> None:
         raise DataError(f"expected one or more different streams, got {list(streams)}")
 
 
+def check_batch_sizes(batch_sizes: Sequence[int]) -> None:
+    """Raise `DataError` unless these are one or more different whole numbers of at least 1."""
+    if not batch_sizes or len(set(batch_sizes)) != len(batch_sizes) or min(batch_sizes) < 1:
+        raise DataError(f"expected one or more different batch sizes of at least 1, got {list(batch_sizes)}")
+
+
 def evaluate(
     model: nn.Module,
     data: CorruptionDataModule,
     *,
     methods: Sequence[str] | None = None,
     streams: Sequence[str] = ("mixed",),
+    batch_sizes: Sequence[int] | None = None,
     bank: BNStatsBank | None = None,
     detector: nn.Module | Path | None = None,
+    quantiles: QuantileBank | None = None,
     per_image: bool = False,
     progress: bool = True,
     **trainer_options: Any,
 ) -> dict[str, Any]:
     """Test a model on the cells of `data` by several methods.
 
+    A method that looks at each image alone gives the same on every stream: it is run on the first one.
+
     Args:
         model: the classifier; as it was afterwards.
         data: its test images are shown in each of its cells and clean; not changed, whatever its own stream.
         methods: names in `METHODS`; by default the unpatched model, BN-1, and the best that bank and detector allow.
-        streams: `"mixed"`, `"sequential"` or both.
+        streams: some of `"mixed"`, `"sequential"`, `"continual"` and `"correlated"`.
+        batch_sizes: images per batch, one run each; by default the batch size of `data`.
         bank: of this model, for the methods that look rows up.
         detector: a `DetectorModule` or its checkpoint, for the methods that detect them.
+        quantiles: of this model, for distribution matching; if not given, measured on clean training images of `data`.
         per_image: keep each image's outcome too, packed, for paired tests; see `reporting.unpack_correct`.
         progress: show a progress bar.
         **trainer_options: for the Trainer, `accelerator="cuda"` for instance.
 
     Returns:
-        Results as `reporting.write_results` writes them: accuracies from 0 to 1 by method and cell.
+        Results as `reporting.write_results` writes them: accuracies from 0 to 1 by method and cell, and costs.
 
     Raises:
-        DataError: for unknown methods or streams, or a missing bank, detector, calibration or refinement, before any
-            work.
-        BankError: for a bank of another model.
+        DataError: for unknown methods or streams, batch sizes below 1, or a missing bank, detector, calibration,
+            refinement or quantiles, before any work.
+        BankError: for a bank or quantiles of another model.
         DetectorError: for a detector of other rows than the bank's.
     """
     if methods is None:
         methods = default_methods(bank, has_detector=detector is not None)
+    batch_sizes = [data.batch_size] if batch_sizes is None else batch_sizes
     check_methods(methods, has_bank=bank is not None, has_detector=detector is not None)
     check_streams(streams)
+    check_batch_sizes(batch_sizes)
     if bank is not None:
         bank.check_model(model)
         check_bank(methods, bank)
-    for name in methods:
-        METHODS[name].callbacks(bank, detector)  # refuses rows that don't fit before hours of work
-    blocks: dict[str, Any] = {}
-    num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
     device = next((parameter.device for parameter in model.parameters()), None)
+    if needed_quantiles(methods, bank, quantiles):
+        quantiles = _clean_quantiles(model, data, bank, device, progress=progress)
+    tools = Tools(bank, detector, quantiles)
+    for name in methods:
+        METHODS[name].callbacks(tools)  # refuses rows that don't fit before hours of work
+    num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
+    runs: list[dict[str, Any]] = []
     try:
         with quiet_lightning(), progress_bar(shown=progress) as bar:
-            batches = -(-num_images * len(data.cells) // data.batch_size)
-            task = bar.add_task("evaluate", total=batches * len(methods) * len(streams))
-            for stream in streams:
-                shown = copy.copy(data)
-                shown.stream = stream  # type: ignore[assignment]
-                blocks[stream] = {}
-                for name in methods:
-                    bar.update(task, description=f"{name}, {stream}")
-                    callbacks = [*METHODS[name].callbacks(bank, detector), _Advance(bar, task)]
-                    outcomes = _Outcomes(num_images) if per_image else None
-                    block = _test(model, shown, [*callbacks, *([outcomes] if outcomes else [])], trainer_options)
-                    blocks[stream][name] = block
-                    if METHODS[name].needs_refinement:
-                        block["refined"] = True
-                    if outcomes is not None:
-                        block["correct"] = pack_correct(outcomes.correct)
-            bar.update(task, completed=batches * len(methods) * len(streams))
+            steps = sum(-(-num_images * len(data.cells) // size) for size in batch_sizes)
+            task = bar.add_task("evaluate", total=steps * len(methods) * len(streams))
+            for size in batch_sizes:
+                for stream in streams:
+                    shown = copy.copy(data)
+                    shown.stream, shown.batch_size = stream, size  # type: ignore[assignment]
+                    blocks: dict[str, Any] = {}
+                    runs.append({"stream": stream, "batch_size": size, "methods": blocks})
+                    for name in methods:
+                        if METHODS[name].by_image and stream != streams[0]:
+                            first = next(run for run in runs if run["batch_size"] == size)
+                            blocks[name] = {**first["methods"][name], "same_as": streams[0]}
+                            bar.advance(task, -(-num_images * len(data.cells) // size))
+                            continue
+                        bar.update(task, description=f"{name}, {stream}, batches of {size}")
+                        blocks[name] = _run(model, shown, name, tools, _Advance(bar, task), per_image, trainer_options)
+            bar.update(task, completed=steps * len(methods) * len(streams))
     finally:
         model.to(device)  # Lightning leaves it on the CPU
-    results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "protocol": protocol(model, data, streams, bank)}
-    if len(streams) == 1:
-        return {**results, "methods": blocks[streams[0]]}
-    return {**results, "streams": {stream: {"methods": block} for stream, block in blocks.items()}}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "protocol": protocol(model, data, streams, batch_sizes, bank),
+        "runs": runs,
+    }
+
+
+def _clean_quantiles(
+    model: nn.Module, data: CorruptionDataModule, bank: BNStatsBank | None, device: Any, *, progress: bool
+) -> QuantileBank:
+    loaders = data.row_loaders(images_per_row=2000, device=device or "cpu")
+    skip = () if bank is None else bank.skip
+    return QuantileBank.collect(model, loaders, rows=[SOURCE_ROW], skip=skip, progress=progress)
 
 
 def protocol(
-    model: nn.Module, data: CorruptionDataModule, streams: Sequence[str], bank: BNStatsBank | None
+    model: nn.Module,
+    data: CorruptionDataModule,
+    streams: Sequence[str],
+    batch_sizes: Sequence[int],
+    bank: BNStatsBank | None,
 ) -> dict[str, Any]:
-    """What must be said beside any number: data, cells, stream, batch size, counts, seed, versions."""
+    """What must be said beside any number: data, cells, streams, batch sizes, counts, seed, versions."""
     return {
         **data.provenance(),
         "model": getattr(model, "name", type(model).__name__),
         "corruptions": list(data.corruptions),
         "streams": list(streams),
-        "batch_size": data.batch_size,
+        "batch_sizes": list(batch_sizes),
+        "concentration": data.concentration if "correlated" in streams else None,
         "test_images": len(data.test_images),
-        "reset": "no method keeps state from batch to batch but dynamic_bn/stream, which begins anew with each stream",
+        "reset": "methods with state begin anew with each loader: each cell of the sequential and correlated streams, "
+        "once in the mixed and continual ones; dynamic_bn/stream once in each stream",
         "bank": None if bank is None else {"rows": len(bank), **bank.provenance},
         "calibration": None if bank is None or bank.calibration is None else dict(bank.calibration.provenance),
         "uses": "detector, bank and calibration are made from corrupted training images: not source-free",
@@ -221,14 +165,21 @@ def protocol(
     }
 
 
-def _test(
-    model: nn.Module, data: CorruptionDataModule, callbacks: list[Callback], trainer_options: dict[str, Any]
+def _run(
+    model: nn.Module,
+    data: CorruptionDataModule,
+    name: str,
+    tools: Tools,
+    advance: Callback,
+    per_image: bool,
+    trainer_options: dict[str, Any],
 ) -> dict[str, Any]:
+    method, cost, outcomes = METHODS[name], StepCost(), _Outcomes(len(data.test_images))
     module = ClassifierModule(model)
-    began = time.perf_counter()
-    trainer = bare_trainer(callbacks=callbacks, enable_progress_bar=False, **trainer_options)
+    callbacks = [cost.first, *method.callbacks(tools), cost.last, advance, *([outcomes] if per_image else [])]
+    options = {"inference_mode": not method.gradients, **trainer_options}
+    trainer = bare_trainer(callbacks=callbacks, enable_progress_bar=False, **options)
     trainer.test(module, datamodule=data, verbose=False)
-    seconds = time.perf_counter() - began
     accuracies = module.cell_accuracy.compute()
     mean = mean_over_corruptions(accuracies)
     detection = trainer.callback_metrics.get("detection/acc")
@@ -238,8 +189,16 @@ def _test(
         "cells": {name: float(accuracy) for name, accuracy in accuracies.items()},
         "mean": None if mean is None else float(mean),
         **({} if detection is None else {"detection": float(detection)}),
-        "seconds": round(seconds, 1),
+        "needs": list(method.needs),
+        "ms_per_image": cost.ms_per_image,
+        "memory_mib": None if cost.mib is None else round(cost.mib, 1),
+        **({"refined": True} if method.bank and _uses_refined(name, tools.bank) else {}),
+        **({"correct": pack_correct(outcomes.correct)} if per_image else {}),
     }
+
+
+def _uses_refined(name: str, bank: BNStatsBank | None) -> bool:
+    return METHODS[name].refined or (name == "dynamic_bn" and bank is not None and bank.refined)
 
 
 class _Outcomes(Callback):

@@ -162,7 +162,7 @@ def _pixels_in(cell: Cell, data: CorruptionDataModule, indices: list[int], devic
     """Batches of test images in a cell, (N, C, H, W) in [0, 1], the very ones that the datamodule tests on."""
     loader = make_loader(
         data.test_images,
-        [(index, cell.code) for index in indices],
+        [[(index, cell.code) for index in indices]],
         split="test",
         form="detector",
         batch_size=data.batch_size,

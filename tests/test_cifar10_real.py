@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynbn_lightning.cli import main
+from dynbn_lightning.reporting import methods_of, read_results
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "cifar10_real.py"
 
@@ -34,9 +35,9 @@ def test_short_benchmark_on_real_images(dynbn_data: Path, tmp_path: Path) -> Non
     assert "| dynamic BN, calibrated |" in finished.stdout
 
     results = json.loads((tmp_path / "resnet20" / "results.json").read_text())
-    assert results["schema_version"] == 1
-    assert set(results["streams"]) == {"mixed", "extra", "sequential"}
-    methods = results["streams"]["mixed"]["methods"]
+    assert results["schema_version"] == 2
+    assert {run["stream"] for run in results["runs"]} == {"mixed", "extra", "sequential"}
+    methods = methods_of(results, "mixed")
     published = json.loads((dynbn_data / ".." / "reference" / "cifar_c_statistics.json").read_text())
     cells = methods["source"]["cells"]
     assert len(cells) == 8
@@ -54,9 +55,9 @@ def test_short_benchmark_on_real_images(dynbn_data: Path, tmp_path: Path) -> Non
     assert difference == pytest.approx(calibrated["mean"] - methods["source"]["mean"], abs=1e-6)
     assert 0.1 < lower < difference < upper
     assert methods["dynamic_bn/refined"]["mean"] > calibrated["mean"] - 0.01
-    stream = results["streams"]["sequential"]["methods"]["dynamic_bn/stream"]
+    stream = methods_of(results, "sequential")["dynamic_bn/stream"]
     assert stream["mean"] > soft["mean"]
-    extra = results["streams"]["extra"]["methods"]
+    extra = methods_of(results, "extra")
     assert extra["dynamic_bn/calibrated"]["mean"] > extra["source"]["mean"] - 0.02
     _check_what_is_there_is_kept(command, tmp_path)
     _check_batch_sizes(dynbn_data, tmp_path)
@@ -88,5 +89,5 @@ def _check_batch_sizes(dynbn_data: Path, folder: Path) -> None:
             batch_size,
         ]
         assert main([*command, "--output", str(output)]) == 0
-        means.append(json.loads((output / "results.json").read_text())["methods"]["dynamic_bn/calibrated"]["mean"])
+        means.append(methods_of(read_results(output))["dynamic_bn/calibrated"]["mean"])
     assert means[0] == pytest.approx(means[1], abs=0.00101)

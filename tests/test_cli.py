@@ -14,6 +14,7 @@ from PIL import Image
 
 from dynbn_lightning import BNStatsBank, DetectorModule, load_model
 from dynbn_lightning.cli import main
+from dynbn_lightning.reporting import methods_of
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +37,36 @@ def test_detector_bank_evaluate(folder: Path, tmp_path: Path, capsys: pytest.Cap
 
     files = ["--bank", f"{out}/bank.safetensors", "--detector", f"{out}/detector.ckpt"]
     methods = ["source", "batch_stats", "dynamic_bn/hard", "dynamic_bn/soft", "oracle"]
-    choice = ["--methods", ",".join(methods), "--stream", "mixed,sequential"]
-    assert main(["evaluate", *model_options(folder), *files, *choice, *cpu]) == 0
+    choice = ["--methods", ",".join(methods), "--stream", "mixed,sequential", "--batch-size", "16,5"]
+    assert main(["evaluate", *model_options(folder), *files, *cpu, *choice]) == 0
     assert f"results: {out}" in capsys.readouterr().out.replace("\n", "")
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["schema_version"] == 1
-    assert list(results["streams"]) == ["mixed", "sequential"]
-    for stream in results["streams"].values():
-        assert list(stream["methods"]) == methods
-        for block in stream["methods"].values():
+    assert results["schema_version"] == 2
+    assert [(run["stream"], run["batch_size"]) for run in results["runs"]] == [
+        ("mixed", 16),
+        ("sequential", 16),
+        ("mixed", 5),
+        ("sequential", 5),
+    ]
+    for run in results["runs"]:
+        assert list(run["methods"]) == methods
+        for block in run["methods"].values():
             assert list(block["cells"]) == ["gaussian_noise/3", "gaussian_noise/5", "contrast/3", "contrast/5"]
             assert block["mean"] == pytest.approx(sum(block["cells"].values()) / 4)
             assert 0 <= block["clean"] <= 1
-    mixed, sequential = results["streams"]["mixed"]["methods"], results["streams"]["sequential"]["methods"]
+    large, small = methods_of(results, "mixed", 16), methods_of(results, "mixed", 5)
     for method in ("source", "dynamic_bn/hard", "dynamic_bn/soft", "oracle"):
-        assert mixed[method]["cells"] == pytest.approx(sequential[method]["cells"]), "no state, so no order"
+        assert large[method]["cells"] == pytest.approx(small[method]["cells"]), "each image by itself"
+    assert (tmp_path / "results.md").read_text().count("| batch_stats |") == 4
     assert results["protocol"]["test_images"] == 12
-    assert results["protocol"]["batch_size"] == 16
+    assert results["protocol"]["batch_sizes"] == [16, 5]
     assert results["protocol"]["checkpoint"] == "net.pt"
 
     (tmp_path / "one").mkdir()
     single = ["--methods", "source", "--output", str(tmp_path / "one"), *DATA]
     assert main(["evaluate", *model_options(folder), *single]) == 0
     results = json.loads((tmp_path / "one" / "results.json").read_text())
-    assert list(results["methods"]) == ["source"]
-    assert "streams" not in results
+    assert [list(run["methods"]) for run in results["runs"]] == [["source"]]
 
 
 def test_corrupt(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

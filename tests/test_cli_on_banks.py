@@ -13,6 +13,7 @@ from PIL import Image
 from dynbn_lightning import BNStatsBank, DetectorModule, load_model
 from dynbn_lightning.cli import main
 from dynbn_lightning.detection import NearestPrototype
+from dynbn_lightning.reporting import methods_of
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,9 @@ def test_calibrate_refine_evaluate(
         files = ["--bank", str(out / "bank.safetensors"), "--detector", str(made / "detector.ckpt")]
         assert main(["evaluate", *model_options(folder), *files, *cpu, "--output", str(out)]) == 0
         results = json.loads((out / "results.json").read_text())
-        assert list(results["methods"]) == methods
+        assert list(methods_of(results)) == methods
         assert results["protocol"]["calibration"]["images"] == 128
-    assert results["methods"]["dynamic_bn/refined"]["refined"] is True
+    assert methods_of(results)["dynamic_bn/refined"]["refined"] is True
     assert results["protocol"]["bank"]["refined"]["images"] == 64
 
 
@@ -91,7 +92,7 @@ def test_by_default_a_bank_that_is_not_calibrated_is_evaluated_softly(folder: Pa
     data = ["--corruptions", "gaussian_noise,contrast", "--severities", "3,5", "--batch-size", "32"]
     assert main(["evaluate", *model_options(folder), *files_of(made), *data, "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results["methods"]) == ["source", "batch_stats", "dynamic_bn/soft"]
+    assert list(methods_of(results)) == ["source", "batch_stats", "dynamic_bn/soft"]
 
 
 def test_a_prototype_is_gathered_in_one_epoch(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,9 +109,17 @@ def test_figures(folder: Path, made: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "results.json").write_text(
         json.dumps(
             {
-                "schema_version": 1,
+                "schema_version": 2,
                 "protocol": {"streams": ["mixed"]},
-                "methods": {"source": {"clean": 0.9, "cells": {"contrast/3": 0.8, "contrast/5": 0.5}, "mean": 0.65}},
+                "runs": [
+                    {
+                        "stream": "mixed",
+                        "batch_size": 16,
+                        "methods": {
+                            "source": {"clean": 0.9, "cells": {"contrast/3": 0.8, "contrast/5": 0.5}, "mean": 0.65}
+                        },
+                    }
+                ],
             }
         )
     )

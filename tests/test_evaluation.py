@@ -13,10 +13,10 @@ from torch.utils.data import TensorDataset
 from dynbn_lightning import BNStatsBank, CorruptionDataModule, DetectorModule, evaluate
 from dynbn_lightning.batchnorm import Calibration
 from dynbn_lightning.errors import BankError, DataError, DetectorError, UnsupportedModelError
-from dynbn_lightning.evaluation import METHODS, default_methods
 from dynbn_lightning.fitting import fit_detector
+from dynbn_lightning.methods import METHODS, Tools, default_methods
 from dynbn_lightning.models import cifar_resnet8
-from dynbn_lightning.reporting import read_results, unpack_correct, write_results
+from dynbn_lightning.reporting import methods_of, read_results, unpack_correct, write_results
 
 
 def make_data(**options: Any) -> CorruptionDataModule:
@@ -62,11 +62,11 @@ def test_results_and_what_is_left_alone(model: torch.nn.Module) -> None:
     results = evaluate(
         model, data, methods=methods, streams=("sequential",), bank=bank, detector=detector, progress=False
     )
-    assert list(results["methods"]) == list(methods)
-    for block in results["methods"].values():
+    assert list(methods_of(results)) == list(methods)
+    for block in methods_of(results).values():
         assert list(block["cells"]) == ["fog/5", "contrast/5"]
         assert all(accuracy * 10 == pytest.approx(round(accuracy * 10)) for accuracy in block["cells"].values())
-    assert results["methods"]["oracle"]["clean"] == results["methods"]["source"]["clean"]
+    assert methods_of(results)["oracle"]["clean"] == methods_of(results)["source"]["clean"]
     protocol = results["protocol"]
     assert protocol["streams"] == ["sequential"]
     assert protocol["test_images"] == 10
@@ -92,7 +92,7 @@ def test_layers_that_the_bank_skips_are_left_alone_by_all_methods() -> None:
     bank = BNStatsBank.collect(model, data.row_loaders(images_per_row=5), skip=["1"], progress=False)
     assert list(bank.layers) == ["2"]
     results = evaluate(model, data, methods=("batch_stats", "oracle"), bank=bank, progress=False)
-    assert list(results["methods"]) == ["batch_stats", "oracle"]
+    assert list(methods_of(results)) == ["batch_stats", "oracle"]
     with pytest.raises(UnsupportedModelError, match="OwnBatchNorm"):
         evaluate(model, data, methods=("batch_stats",), progress=False)
 
@@ -100,7 +100,7 @@ def test_layers_that_the_bank_skips_are_left_alone_by_all_methods() -> None:
 def test_bad_input_is_refused_before_any_work(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_data()
     bank = BNStatsBank.collect(model, data.row_loaders(images_per_row=5), progress=False)
-    monkeypatch.setattr("dynbn_lightning.evaluation._test", lambda *args: pytest.fail("work was done"))
+    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
     stranger = DetectorModule(rows=("clean", "fog", "snow"))
     refused: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"methods": ("source", "sorce")}, DataError, "did you mean 'source'"),
@@ -159,15 +159,15 @@ def test_without_methods_the_default_ones_are_evaluated(model: torch.nn.Module, 
         ),
     ):
         results = evaluate(model, data, progress=False, **options)  # type: ignore[arg-type]
-        assert list(results["methods"]) == methods
+        assert list(methods_of(results)) == methods
         assert results["protocol"]["calibration"] == ({"criterion": "labels"} if options else None)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_calibration])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.calibrated])
 def test_methods_that_need_calibration_are_refused_before_any_work(
     model: torch.nn.Module, bank: BNStatsBank, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynbn_lightning.evaluation._test", lambda *args: pytest.fail("work was done"))
+    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
     options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
     with pytest.raises(DataError, match=f"'{name}' needs a calibrated bank: calibrate it with `dynbn calibrate`"):
         evaluate(model, make_data(), methods=("source", name), bank=refined(bank), **options)
@@ -176,9 +176,9 @@ def test_methods_that_need_calibration_are_refused_before_any_work(
 def test_methods_that_need_refinement_are_refused_before_any_work(
     model: torch.nn.Module, bank: BNStatsBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynbn_lightning.evaluation._test", lambda *args: pytest.fail("work was done"))
+    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
     options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
-    assert [name for name, method in METHODS.items() if method.needs_refinement] == ["dynamic_bn/refined"]
+    assert [name for name, method in METHODS.items() if method.refined] == ["dynamic_bn/refined"]
     with pytest.raises(DataError, match=r"needs a bank with refined rows: refine them with `dynbn refine`"):
         evaluate(model, make_data(), methods=("dynamic_bn/refined",), bank=calibrated(bank), **options)
 
@@ -188,10 +188,13 @@ def test_methods_use_of_the_bank_what_their_names_say(bank: BNStatsBank) -> None
     full = refined(calibrated(bank))
     used = {}
     for name, method in METHODS.items():
-        for callback in method.callbacks(full, detector):
+        if method.quantiles != "none":
+            continue
+        for callback in method.callbacks(Tools(full, detector)):
             if (its := getattr(callback, "bank", None)) is not None:
                 used[name] = (callback.routing, callback.evidence, its.calibration is not None, its.refined)  # type: ignore[attr-defined]
     assert used == {
+        "dynamic_bn": ("soft", "image", True, True),
         "dynamic_bn/hard": ("hard", "image", False, False),
         "dynamic_bn/soft": ("soft", "image", False, False),
         "dynamic_bn/calibrated": ("soft", "image", True, False),
@@ -207,7 +210,7 @@ def test_only_what_used_refined_rows_is_marked(model: torch.nn.Module, bank: BNS
     methods = ("dynamic_bn/calibrated", "dynamic_bn/refined", "oracle/calibrated")
     options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
     results = evaluate(model, make_data(), methods=methods, bank=refined(calibrated(bank)), **options)
-    marks = {name: block.get("refined") for name, block in results["methods"].items()}
+    marks = {name: block.get("refined") for name, block in methods_of(results).items()}
     assert marks == {"dynamic_bn/calibrated": None, "dynamic_bn/refined": True, "oracle/calibrated": None}
 
 
@@ -221,15 +224,17 @@ def test_packed_outcomes_are_the_accuracies_image_by_image(
     methods = ("source", "batch_stats", "dynamic_bn/calibrated", "dynamic_bn/stream")
     options: dict[str, Any] = {"detector": DetectorModule(rows=data.rows), "progress": False}
     streams = ("mixed", "sequential")
-    results = evaluate(model, data, methods=methods, streams=streams, bank=calibrated(bank), per_image=True, **options)
-    results = read_results(write_results(results, tmp_path))
+    options |= {"methods": methods, "bank": calibrated(bank), "per_image": True}
+    found = {}
     for stream in streams:
-        for block in results["streams"][stream]["methods"].values():
+        results = evaluate(model, data, streams=(stream,), **options)
+        found[stream] = methods_of(read_results(write_results(results, tmp_path)), stream)
+        for block in found[stream].values():
             right = unpack_correct(block["correct"], results["protocol"]["test_images"])
             assert set(right) == {"clean", *block["cells"]} == {cell.name for cell in data.cells}
             for name, accuracy in {"clean": block["clean"], **block["cells"]}.items():
                 assert right[name].double().mean().item() == pytest.approx(accuracy)
-    mixed, sequential = (results["streams"][stream]["methods"] for stream in streams)
+    mixed, sequential = (found[stream] for stream in streams)
     for name in ("source", "dynamic_bn/calibrated"):
         assert mixed[name]["correct"] == sequential[name]["correct"], "image by image, whatever the order"
     with torch.no_grad():
@@ -242,4 +247,4 @@ def test_packed_outcomes_are_the_accuracies_image_by_image(
 
 def test_outcomes_are_kept_on_demand_only(model: torch.nn.Module) -> None:
     results = evaluate(model, make_data(), methods=("source",), progress=False)
-    assert "correct" not in results["methods"]["source"]
+    assert "correct" not in methods_of(results)["source"]

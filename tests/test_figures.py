@@ -21,9 +21,15 @@ from dynbn_lightning.errors import DataError, DetectorError, DynBNError, OutputE
 from dynbn_lightning.figures import look_at_images, write_figures
 
 RESULTS: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "protocol": {"streams": ["mixed"]},
-    "methods": {"source": {"clean": 0.9, "cells": {"fog/1": 0.8, "fog/5": 0.5}, "mean": 0.65}},
+    "runs": [
+        {
+            "stream": "mixed",
+            "batch_size": 4,
+            "methods": {"source": {"clean": 0.9, "cells": {"fog/1": 0.8, "fog/5": 0.5}, "mean": 0.65}},
+        }
+    ],
 }
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.bank_file import read_bank_file, write_bank_file
+from dynbn_lightning.batchnorm.belonging import difference_from
 from dynbn_lightning.batchnorm.calibration import Calibration
 from dynbn_lightning.batchnorm.collecting import Propagation, check_propagation, collect_statistics
-from dynbn_lightning.batchnorm.fingerprint import fingerprints, matches_fingerprints
-from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers
+from dynbn_lightning.batchnorm.fingerprint import fingerprints
+from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
 from dynbn_lightning.batchnorm.ranks import do_on_first_rank, gather_from_ranks
 from dynbn_lightning.batchnorm.statistics import Statistics
@@ -215,32 +216,7 @@ class BNStatsBank:
 
     def mismatch(self, model: nn.Module) -> str | None:
         """What differs between the model that this bank was collected on and `model`; None if nothing does."""
-        names = {canonical_name(name) for name, _ in model.named_modules(remove_duplicate=False)}
-        absent = [name for name in self.skip if name not in names]
-        if absent:
-            return f"layers that the bank skips and the model lacks: {first_few(absent, 3)}"
-        found = find_batchnorm_layers(model, self.skip)
-        widths = {name: source_statistics(layer)[0].numel() for name, layer in found.items()}
-        if widths != dict(self.layers):
-            missing = [name for name in self.layers if name not in widths]
-            extra = [name for name in widths if name not in self.layers]
-            resized = [
-                f"{name} ({self.layers[name]} channels in the bank, {widths[name]} in the model)"
-                for name in widths
-                if name in self.layers and widths[name] != self.layers[name]
-            ]
-            return "; ".join(
-                f"{what}: {first_few(names, 3)}"
-                for what, names in (
-                    ("layers of the bank that the model lacks", missing),
-                    ("layers of the model that the bank lacks", extra),
-                    ("layers of another width", resized),
-                )
-                if names
-            )
-        if self.fingerprints and not matches_fingerprints(model, dict(self.fingerprints)):
-            return "the layers are alike but the weights are others (another checkpoint, or further trained)"
-        return None
+        return difference_from(model, self.layers, self.skip, self.fingerprints)
 
     def check_model(self, model: nn.Module) -> None:
         """Raise `BankError` unless this bank was collected on `model`'s architecture and weights."""

@@ -97,7 +97,7 @@ def collect_statistics(
     """
     check_propagation(propagate)
     layers = find_batchnorm_layers(model, skip)
-    images = _Images(batches, next((value for value in model.parameters() if value.is_floating_point()), None))
+    images = Images(batches, next((value for value in model.parameters() if value.is_floating_point()), None))
     with evaluation_mode(model):
         if propagate == "sequential":
             moments = Sequence(model, images, skip).measure()
@@ -138,7 +138,7 @@ def _in_one_pass(
     return moments
 
 
-class _Images:
+class Images:
     """The image tensors of batches, where and in the dtype that the model has its own; counts them."""
 
     def __init__(self, batches: Iterable[Any], like: Tensor | None) -> None:

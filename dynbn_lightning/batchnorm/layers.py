@@ -87,13 +87,15 @@ def find_batchnorm_layers(model: nn.Module, skip: Collection[str] = ()) -> dict[
     skipped = _skipped_modules(model, skip)
     for name, module in model.named_modules():
         name = canonical_name(name)
+        if module in skipped:
+            continue
         if isinstance(module, PatchedLayer):
             raise RoutingError(
                 f"layer {name!r} is patched already: leave the other `routed` context, or call the other "
                 "callback's undo(), before patching this model again; batchnorm.unpatch(model) gives a copy of a "
                 "patched model its own layers back"
             )
-        if module in skipped or any(not outer or name.startswith(f"{outer}.") for outer in unsupported):
+        if any(not outer or name.startswith(f"{outer}.") for outer in unsupported):
             continue
         if patched_class_of(module) is not None:
             reason = _missing_statistics(module)

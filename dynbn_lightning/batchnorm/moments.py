@@ -50,17 +50,25 @@ class MomentAccumulator:
             moved.count, moved._mean, moved._squares = self.count, self._mean.cpu(), self._squares.cpu()
         return moved
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of what was seen, both (C,) in float32; the variance of a single value is 0.
+
+        Raises:
+            DataError: if nothing was seen.
+        """
+        if self._mean is None or self._squares is None:
+            raise DataError("no activations were seen, so there are no statistics")
+        return self._mean.float(), (self._squares / max(1, self.count - 1)).float()
+
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance, both (C,) in float32.
 
         Raises:
             DataError: if fewer than two values per channel were seen, which have no variance.
         """
-        if self._mean is None or self._squares is None:
-            raise DataError("no activations were seen, so there are no statistics")
-        if self.count < 2:
+        if self.count == 1:
             raise DataError("one value per channel has no variance: more images are needed")
-        return self._mean.float(), (self._squares / (self.count - 1)).float()
+        return self.moments()
 
 
 def merged_over_ranks(measure: Callable[[], dict[str, MomentAccumulator]]) -> dict[str, MomentAccumulator]:

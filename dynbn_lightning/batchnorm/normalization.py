@@ -143,10 +143,7 @@ def normalize_with_batch_moments(
     Raises:
         RoutingError: if `x` has a single value per channel, which has no variance.
     """
-    if x.numel() // x.shape[1] < 2:
-        raise RoutingError(
-            f"activations of shape {tuple(x.shape)} have one value per channel, so no variance: use larger batches"
-        )
+    _refuse_single_values(x)
     weight, bias = (None if value is None else value.to(_statistics_dtype(x)) for value in (weight, bias))
     if _moments_fit_cpu(x, weight, bias):
         count, mean, var = _moments_on_cpu(x)
@@ -159,6 +156,19 @@ def normalize_with_batch_moments(
     return out, mean, var
 
 
+def several_batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """As `batch_moments`, but `RoutingError` for a single value per channel, which has no variance."""
+    _refuse_single_values(x)
+    return batch_moments(x)
+
+
+def _refuse_single_values(x: Tensor) -> None:
+    if x.numel() // x.shape[1] < 2:
+        raise RoutingError(
+            f"activations of shape {tuple(x.shape)} have one value per channel, so no variance: use larger batches"
+        )
+
+
 def batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
     """How many values per channel there are, their mean and their unbiased variance.
 
@@ -167,7 +177,7 @@ def batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
 
     Returns:
         The count, the mean (C,) and the variance (C,), both in float32 or float64; a single value per channel has the
-        variance 0.
+        variance 0. Gradients flow from them where `x` requires them.
     """
     count = x.numel() // x.shape[1]
     if count == 1:
@@ -175,6 +185,9 @@ def batch_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
         return count, mean, torch.zeros_like(mean)
     if _moments_fit_cpu(x):
         return _moments_on_cpu(x)
+    if _needs_gradient(x):  # torch's batch norm gives none to the statistics it measures
+        var, mean = torch.var_mean(x.to(_statistics_dtype(x)), dim=(0, *range(2, x.dim())), correction=1)
+        return count, mean, var
     _, mean, var = normalize_with_batch_moments(x, None, None, eps=1e-5)
     return count, mean, var
 

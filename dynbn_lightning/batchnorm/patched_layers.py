@@ -14,10 +14,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dynbn_lightning.batchnorm.normalization import image_moments, normalize_batch, normalize_with_batch_moments
-from dynbn_lightning.batchnorm.statistics import Statistics, blend_with_image
+from dynbn_lightning.batchnorm.normalization import (
+    image_moments,
+    normalize_batch,
+    normalize_with_batch_moments,
+    several_batch_moments,
+)
+from dynbn_lightning.batchnorm.statistics import Statistics, blend_moments
+from dynbn_lightning.errors import RoutingError
 
-Affine = tuple[Tensor, Tensor]
+Affine = tuple[Tensor | None, Tensor | None]
 
 
 class LayerPolicy(Protocol):
@@ -54,16 +60,24 @@ class PatchedLayer:
 
     def normalize_with(self, x: Tensor, statistics: Statistics) -> Tensor:
         """The layer's output with this layer's statistics of each image, or of all; see `Statistics`."""
-        mean, var, weight, bias, image_share = statistics
-        if image_share is not None and x.numel():  # an empty batch has no moments
-            self._check(x)
-            mean, var = blend_with_image(mean, var, *image_moments(x), image_share)
-        return self.normalize(x, mean, var, None if weight is None or bias is None else (weight, bias))
+        mean, var = self.moments_for(x, statistics)
+        return self.normalize(x, mean, var, statistics.affine)
 
-    def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer's output with the moments of `x` itself, their mean (C,) and unbiased variance (C,)."""
+    def moments_for(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+        """The mean and variance that these statistics give for `x`, its images' own moments blended in."""
+        mean, var, _, _, image_share = statistics
+        if image_share is None or not x.numel():  # an empty batch has no moments
+            return mean, var
         self._check(x)
-        out, mean, var = normalize_with_batch_moments(x, *self._affine(), self.eps)
+        return blend_moments(mean, var, *image_moments(x), image_share)
+
+    def normalize_with_batch_moments(self, x: Tensor, affine: Affine | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's output with the moments of `x` itself, their mean (C,) and unbiased variance (C,).
+
+        `affine` is a scale and a shift, (C,) each, to take instead of the layer's own.
+        """
+        self._check(x)
+        out, mean, var = normalize_with_batch_moments(x, *(affine or self._affine()), self.eps)
         return self.finish(out), mean, var
 
     def finish(self, x: Tensor) -> Tensor:
@@ -72,6 +86,14 @@ class PatchedLayer:
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "weight", None), getattr(self, "bias", None)
+
+    def refuse_training(self) -> None:
+        """Raise `RoutingError` in training mode: running statistics would not move while the layer is patched."""
+        if self.training:
+            raise RoutingError(
+                "a layer is in training mode while it is patched with other statistics, so its running ones would "
+                "not move: call model.eval(), or undo the patch before training"
+            )
 
     def _check(self, x: Tensor) -> None:
         check = getattr(self, "_check_input_dim", None)
@@ -115,11 +137,11 @@ class FrozenArithmetic(PatchedLayer):
         shift = bias - mean * scale
         return self.finish(x * scale.view(per_channel) + shift.view(per_channel))
 
-    def normalize_with_batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def normalize_with_batch_moments(self, x: Tensor, affine: Affine | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As the base class; the moments come first, then the frozen arithmetic with the biased variance."""
-        _, mean, var = normalize_with_batch_moments(x, None, None, self.eps)
-        values = x.numel() // x.shape[1]
-        return self.normalize(x, mean, var * ((values - 1) / values)), mean, var
+        self._check(x)
+        values, mean, var = several_batch_moments(x)
+        return self.normalize(x, mean, var * ((values - 1) / values), affine), mean, var
 
 
 def _inverse_root(var: Tensor) -> Tensor:
@@ -146,9 +168,9 @@ class DropAndActivate(PatchedLayer):
         return x
 
 
-def source_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def source_statistics(layer: nn.Module | PatchedLayer) -> tuple[Tensor, Tensor]:
     """The running mean and variance that a layer came with, each (C,), detached and in at least float32."""
-    mean, var = layer.running_mean, layer.running_var
+    mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
     assert isinstance(mean, Tensor)
     assert isinstance(var, Tensor)
     dtype = torch.promote_types(mean.dtype, torch.float32)

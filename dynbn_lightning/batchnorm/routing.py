@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from dynbn_lightning.batchnorm.bank import BNStatsBank
 from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.mixing import Mixing, blend_with_source, check_mixing, check_weights
-from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, own_statistics
+from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, own_statistics, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
-from dynbn_lightning.batchnorm.statistics import Statistics
+from dynbn_lightning.batchnorm.statistics import Statistics, blend_moments
+from dynbn_lightning.batchnorm.statistics_policy import StatisticsPolicy
 from dynbn_lightning.errors import RoutingError, did_you_mean
 
 _ROW_NUMBER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -50,6 +51,7 @@ class Routing:
         self._mixing = mixing
         self._rows = bank.rows
         self._statistics: Statistics | None = None
+        self._weights: Tensor | None = None
         # N in the shape of an empty tensor (N, 0): torch.compile takes a number for a constant.
         self._batch: Tensor | None = None
         self._copies: Copies | None = None
@@ -89,10 +91,10 @@ class Routing:
         if assignment.dim() and len(assignment) == 0:
             raise RoutingError("an assignment for an empty batch: expected a row for at least one image")
         with torch.inference_mode(False), torch.no_grad():  # for forwards in any mode
-            statistics = self._statistics_of(assignment, source_weight)
+            weights, statistics = self._statistics_of(assignment, source_weight)
         # Nothing was assigned if anything above raised.
         is_shared = assignment.dim() == 1 and assignment.is_floating_point()
-        self._statistics, self._copies = statistics, copies
+        self._weights, self._statistics, self._copies = weights, statistics, copies
         self._batch = None if is_shared else self._table.mean.new_empty(len(assignment), 0)
 
     def use(self, statistics: Statistics) -> None:
@@ -114,21 +116,31 @@ class Routing:
                 f"statistics of your own are tables (N, {channels}), all for the same images; got "
                 f"{[None if table is None else tuple(table.shape) for table in statistics]}"
             )
-        self._statistics, self._copies = statistics, None
+        self._weights, self._statistics, self._copies = None, statistics, None
         self._batch = statistics.mean.new_empty(len(statistics.mean), 0)
 
     def clear(self) -> None:
         """Go back to the source statistics, for batches of any size."""
-        self._statistics = self._batch = None
+        self._weights = self._statistics = self._batch = None
 
-    def _statistics_of(self, assignment: Tensor, source_weight: float | Tensor | None) -> Statistics | None:
+    @property
+    def weights(self) -> Tensor | None:
+        """What is assigned as mixture weights: (N, K), or (1, K) for all images; None for statistics of your own."""
+        if self._weights is None or self._weights.is_floating_point():
+            return self._weights
+        return self._one_hot(self._weights)
+
+    def _statistics_of(
+        self, assignment: Tensor, source_weight: float | Tensor | None
+    ) -> tuple[Tensor, Statistics | None]:
         if assignment.dim() == 1 and assignment.dtype in _ROW_NUMBER_DTYPES:
             shared_row = self._check_rows(assignment)
             if source_weight is None:
-                return self._of_rows(assignment, shared_row)
+                return assignment, self._of_rows(assignment, shared_row)
             assignment = self._one_hot(assignment)
-        check_weights(assignment, len(self._rows))
-        return self._of_weights(assignment if source_weight is None else blend_with_source(assignment, source_weight))
+        weights = check_weights(assignment, len(self._rows))
+        weights = weights if source_weight is None else blend_with_source(weights, source_weight)
+        return weights.reshape(-1, len(self._rows)), self._of_weights(weights)
 
     def _one_hot(self, rows: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(rows.long(), len(self._rows)).to(self._table.mean.dtype)
@@ -168,18 +180,37 @@ class Routing:
 
     def forward(self, name: str, layer: PatchedLayer, x: Tensor) -> Tensor:
         """The output of the layer called `name` under the present assignment."""
+        statistics = self.statistics(name, layer, x)
+        return layer.own_forward(x) if statistics is None else layer.normalize_with(x, statistics)
+
+    def statistics(self, name: str, layer: PatchedLayer, x: Tensor) -> Statistics | None:
+        """What the layer called `name` is assigned for `x`; None for the source statistics.
+
+        Raises:
+            RoutingError: in training mode, or if rows are assigned to another number of images.
+        """
         if layer.training:
             raise RoutingError(
                 f"layer {name!r} is in training mode while it is routed: call model.eval(), or undo the patch first"
             )
         copies = 1 if self._batch is None else self._copies_in(x, self._batch.shape[0], name)
         if self._statistics is None:
-            return layer.own_forward(x)
+            return None
         statistics = self._statistics.of_layer(self._channels[name], self._layers[name])
         if statistics.mean.dim() == 2 and copies > 1:
-            repeat = torch.Tensor.repeat_interleave if self._copies == "adjacent" else _stack
-            statistics = statistics.map(lambda table: repeat(table, copies, 0))
-        return layer.normalize_with(x, statistics)
+            statistics = statistics.map(lambda table: self._repeated(table, copies))
+        return statistics
+
+    def weights_for(self, x: Tensor) -> Tensor | None:
+        """As `weights`, for the images of `x`, which may be copies of those that rows were assigned to."""
+        weights = self.weights
+        if weights is None or len(weights) in (1, len(x)):
+            return weights
+        return self._repeated(weights, len(x) // len(weights))
+
+    def _repeated(self, table: Tensor, copies: int) -> Tensor:
+        repeat = torch.Tensor.repeat_interleave if self._copies == "adjacent" else _stack
+        return repeat(table, copies, 0)
 
     def _copies_in(self, x: Tensor, images: int, name: str) -> int:
         copies, rest = len(x) // images, len(x) % images  # torch.compile has no divmod of a batch size
@@ -202,6 +233,27 @@ class RoutingPolicy:
     def __call__(self, layer: PatchedLayer, x: Tensor) -> Tensor:
         """Return the layer's output under the routing's present assignment."""
         return self.routing.forward(self.name, layer, x)
+
+
+class BlendedRoutingPolicy:
+    """A routed layer whose images' statistics are blended with those of another policy.
+
+    Args:
+        name: the layer's.
+        routing: tells each image's statistics.
+        base: finds the other ones in the activations.
+        base_weight: their share, in [0, 1], in the moments of the mixture.
+    """
+
+    def __init__(self, name: str, routing: Routing, base: StatisticsPolicy, base_weight: float) -> None:
+        self.name, self.routing, self.base, self.base_weight = name, routing, base, base_weight
+
+    def __call__(self, layer: PatchedLayer, x: Tensor) -> Tensor:
+        """Return the layer's output under the routing's present assignment."""
+        statistics = self.routing.statistics(self.name, layer, x)
+        mean, var = source_statistics(layer) if statistics is None else layer.moments_for(x, statistics)
+        mean, var = blend_moments(mean, var, *self.base.found(layer, x), self.base_weight)
+        return layer.normalize(x, mean, var, None if statistics is None else statistics.affine)
 
 
 def patch_with_bank(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "moments") -> tuple[Patch, Routing]:

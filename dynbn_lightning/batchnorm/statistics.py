@@ -29,6 +29,11 @@ class Statistics(NamedTuple):
     bias: Tensor | None = None
     image_share: Tensor | None = None
 
+    @property
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift to take instead of the layers' own; None for these."""
+        return None if self.weight is None or self.bias is None else (self.weight, self.bias)
+
     def of_layer(self, channels: slice, layer: int) -> Statistics:
         """The statistics of one layer, `image_share` with one column."""
         share = None if self.image_share is None else self.image_share[..., layer : layer + 1]
@@ -77,23 +82,24 @@ class Statistics(NamedTuple):
         return self._replace(mean=mean, var=var)
 
 
-def blend_with_image(
-    mean: Tensor, var: Tensor, image_mean: Tensor, image_var: Tensor, share: Tensor
+def blend_moments(
+    mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor, share: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """The moments of a mixture of a row and of each image's own activations.
+    """The moments of a mixture of two distributions, of which the other one has a share.
 
-    Normalising with a mixture of an image's own moments and the source's is from Khurana et al. 2021, "SITA: Single
-    Image Test-time Adaptation", section 3, which averages the variances; here the share is one of a row's.
+    With an image's own moments as the other it is what calibrated rows do. Normalising with a mixture of an image's own
+    moments and the source's is from Khurana et al. 2021, "SITA: Single Image Test-time Adaptation", section 3, which
+    averages the variances; here the share is one of a row's.
 
     Args:
-        mean: of each image's row, shape (N, C) or (C,).
+        mean: of each image's row, shape (N, C), or (C,) for all.
         var: of the shape of `mean`.
-        image_mean: mean of each image's own activations, shape (N, C).
-        image_var: their biased variance, shape (N, C).
-        share: of the image's own moments, in [0, 1]: shape (N, 1) or (1,).
+        other_mean: of each image, (N, C), or of all, (C,).
+        other_var: of the shape of `other_mean`.
+        share: of the other one, in [0, 1]: a number, or of shape (N, 1) or (1,).
 
     Returns:
-        Means and variances, (N, C).
+        Means and variances, (N, C), or (C,) where all are.
     """
-    step = image_mean - mean
-    return mean + share * step, (1 - share) * var + share * image_var + share * (1 - share) * step.square()
+    step = other_mean - mean
+    return mean + share * step, (1 - share) * var + share * other_var + share * (1 - share) * step.square()

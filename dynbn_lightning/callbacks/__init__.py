@@ -2,6 +2,20 @@
 
 from .base import BatchNormCallback
 from .batch_stats import BatchStatsCallback
+from .distribution_matching import DistributionMatchingCallback
 from .dynamic_bn import DynamicBNCallback
+from .ema_stats import EMAStatsCallback
+from .few_shot import FewShotBNCallback
+from .tent import TentCallback
+from .unmix_tns import UnMixTNSCallback
 
-__all__ = ["BatchNormCallback", "BatchStatsCallback", "DynamicBNCallback"]
+__all__ = [
+    "BatchNormCallback",
+    "BatchStatsCallback",
+    "DistributionMatchingCallback",
+    "DynamicBNCallback",
+    "EMAStatsCallback",
+    "FewShotBNCallback",
+    "TentCallback",
+    "UnMixTNSCallback",
+]

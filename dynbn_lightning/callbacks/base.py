@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..batchnorm import Patch, PatchedLayer, register
-from ..errors import ImageError
+from ..errors import ImageError, RoutingError
 
 
 class PatchedBatchNormXd(PatchedLayer, _BatchNormXd):
@@ -24,14 +24,15 @@ register(_BatchNormXd, PatchedBatchNormXd)
 class BatchNormCallback(Callback, ABC):
     """A method that works by patching BatchNorm layers while testing, predicting and validating.
 
-    A method says how to patch, in `patch`, and what to do before each step, in `before_step`. The model is given back
-    bit for bit at the end, when a step raises, and on an interrupt; should another callback's `on_exception` raise
-    before this one's is called, `undo()` does it, as does the next run, a fit too. Validation inside `fit` is left
-    alone.
+    A method says how to patch, in `patch`, and what to do before and after each step, in `before_step` and
+    `after_step`. The model is given back bit for bit at the end, when a step raises, and on an interrupt; should
+    another callback's `on_exception` raise before this one's is called, `undo()` does it, as does the next run, a fit
+    too. Validation inside `fit` is left alone.
     """
 
     def __init__(self) -> None:
         self._patch: Patch | None = None
+        self._loader = 0
 
     @abstractmethod
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
@@ -39,6 +40,16 @@ class BatchNormCallback(Callback, ABC):
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Called before each step with the batch that the step will get, on the device."""
+
+    def after_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Called after each step with the batch that the step got."""
+
+    def on_next_loader(self) -> None:
+        """Called before the first step on another dataloader than the last step's."""
+
+    def images_of(self, batch: Any) -> Tensor:
+        """The images (N, C, H, W) of a batch, for batches of an unusual form to override."""
+        return images_of(batch)
 
     def after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called once after the last step; may log."""
@@ -50,13 +61,36 @@ class BatchNormCallback(Callback, ABC):
             self._patch = None
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING:
+            return
+        others = [
+            type(callback).__name__
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, BatchNormCallback) and callback is not self and callback._patch is not None
+        ]
+        self._loader = 0
+        try:
             self._patch = self.patch(trainer, pl_module)
             self._patch.apply()
+        except RoutingError as error:
+            if not others:
+                raise
+            raise RoutingError(
+                f"{type(self).__name__} cannot patch layers that {' and '.join(others)} has patched in this run: give "
+                "the Trainer one method at a time, keep their layers apart with skip=, or combine two with base="
+            ) from error
 
-    def _before(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def _before(self, trainer: Trainer, pl_module: LightningModule, batch: Any, loader: int) -> None:
+        if self._patch is None:
+            return
+        if loader != self._loader:
+            self._loader = loader
+            self.on_next_loader()
+        self.before_step(trainer, pl_module, batch)
+
+    def _after_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self._patch is not None:
-            self.before_step(trainer, pl_module, batch)
+            self.after_step(trainer, pl_module, batch)
 
     def _after(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._patch is not None:
@@ -82,19 +116,55 @@ class BatchNormCallback(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Prepare the step."""
-        self._before(trainer, pl_module, batch)
+        self._before(trainer, pl_module, batch, dataloader_idx)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Prepare the step."""
-        self._before(trainer, pl_module, batch)
+        self._before(trainer, pl_module, batch, dataloader_idx)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Prepare the step."""
-        self._before(trainer, pl_module, batch)
+        self._before(trainer, pl_module, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the method learn from the step."""
+        self._after_step(trainer, pl_module, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the method learn from the step."""
+        self._after_step(trainer, pl_module, batch)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the method learn from the step."""
+        self._after_step(trainer, pl_module, batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method log."""
@@ -142,6 +212,6 @@ def images_of(batch: Any) -> Tensor:
         raise ImageError(
             f"no images found in the batch ({found}): expected a floating tensor (N, C, H, W) of one or more images, "
             f"a tuple that begins with one, or a dict with one of {', '.join(_IMAGE_KEYS)}; for other batches "
-            "override DynamicBNCallback.images_of"
+            "override the callback's images_of"
         )
     return images

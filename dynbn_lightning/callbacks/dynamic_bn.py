@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,20 +12,34 @@ from torch import Tensor, nn
 
 from ..batchnorm import (
     MIXINGS,
+    BlendedRoutingPolicy,
     BNStatsBank,
+    LayerPolicy,
     Mixing,
     Patch,
     Routing,
-    canonical_name,
-    patch_with_bank,
+    RoutingPolicy,
+    check_share,
 )
 from ..datamodules.batches import BatchInfo, batch_info_of, knows_cells
 from ..detection import EVIDENCES, Evidence, StreamMemory, pooled_posterior
-from ..errors import BankError, DataError, DetectorError, ImageError, RoutingError, did_you_mean, first_few
+from ..errors import (
+    BankError,
+    DataError,
+    DetectorError,
+    ImageError,
+    MethodError,
+    RoutingError,
+    did_you_mean,
+    first_few,
+)
 from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
-from .base import BatchNormCallback, images_of
+from .base import BatchNormCallback
+from .batch_stats import BatchStatsCallback
+from .find_model import find_model
 from .frozen_detector import FrozenDetector
+from .layerwise import StreamStatisticsCallback
 
 RoutingMode = Literal["hard", "soft", "oracle"]
 
@@ -58,8 +72,12 @@ class DynamicBNCallback(BatchNormCallback):
             the model's.
         mixing: how variances are mixed in soft routing, see `batchnorm.mix_rows`.
         evidence: `"image"`, `"batch"` or `"stream"`.
+        base: another source of statistics, blended with each image's row: a `BatchStatsCallback`, `FewShotBNCallback`,
+            `EMAStatsCallback` or `UnMixTNSCallback`, which is then not given to the Trainer itself.
+        base_weight: the base's share in [0, 1], in the moments of the mixture of the two distributions.
 
     Raises:
+        MethodError: for a base that has no statistics to blend, or a share outside [0, 1].
         BankError: for a bank that is damaged or, when evaluation starts, of another model.
         DetectorError: for a missing detector, or one whose rows are not the bank's.
         DataError: at the first batch, if model, bank and data were made for different normalisations.
@@ -75,6 +93,8 @@ class DynamicBNCallback(BatchNormCallback):
         normalization: str | Normalization | Sequence[Sequence[float]] | None = None,
         mixing: Mixing = "moments",
         evidence: Evidence = "image",
+        base: BatchStatsCallback | StreamStatisticsCallback | None = None,
+        base_weight: float = 0.5,
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -88,11 +108,23 @@ class DynamicBNCallback(BatchNormCallback):
         self.routing, self.mixing, self.evidence = routing, mixing, evidence
         self.normalization = None if normalization is None else Normalization.of(normalization)
         self.detector = None if routing == "oracle" else FrozenDetector(detector, self.bank)
+        if base is not None and not isinstance(base, (BatchStatsCallback, StreamStatisticsCallback)):
+            raise MethodError(
+                f"base={type(base).__name__}: expected a method with statistics of its own, BatchStatsCallback, "
+                "FewShotBNCallback, EMAStatsCallback or UnMixTNSCallback"
+            )
+        if base is not None and base.skip:
+            raise MethodError(
+                f"the base has skip={base.skip!r}: as a base it works on the bank's layers; leave skip out"
+            )
+        check_share("base_weight", base_weight)
+        self.base, self.base_weight = base, base_weight
         self._accuracy = Top1Accuracy()
         self._known: Normalization | None = None
         self._model_normalization: Normalization | None = None
         self._routing: Routing | None = None
         self._memory = StreamMemory()
+        self._loaded_belief: Tensor | None = None
 
     def assign(self, images: Tensor) -> Tensor:
         """Weights over the bank's rows, (N, K), of pixels in [0, 1], (N, C, H, W): the policy, to override."""
@@ -104,10 +136,6 @@ class DynamicBNCallback(BatchNormCallback):
             return pooled_posterior(weights).expand_as(weights)
         return weights
 
-    def images_of(self, batch: Any) -> Tensor:
-        """The images of a batch, for batches of an unusual form to override."""
-        return images_of(batch)
-
     def find_model(self, pl_module: LightningModule) -> nn.Module:
         """The module inside `pl_module` that the bank was collected on.
 
@@ -115,48 +143,48 @@ class DynamicBNCallback(BatchNormCallback):
             BankError: if there is none, saying what differs.
             UnsupportedModelError: if `pl_module` has no BatchNorm layers.
         """
-        matches: dict[str, nn.Module] = {}
-        differences: dict[str, str] = {}
-        modules: list[tuple[str, nn.Module]] = list(pl_module.named_modules())
-        for name, module in modules:
-            if any(module in match.modules() for match in matches.values()) or not _has_all(
-                module, [*self.bank.layers, *self.bank.skip]
-            ):
-                continue
-            difference = self.bank.mismatch(module)
-            if difference is None:
-                matches[name] = module
-            else:
-                differences[name] = difference
-        if len(matches) > 1:
-            raise BankError(
-                f"the bank fits several modules of {type(pl_module).__name__}, all with the same weights: "
-                f"{', '.join(map(repr, matches))}. Override DynamicBNCallback.find_model to say which one is tested."
-            )
-        if not matches:
-            nearest = min(differences, key=lambda name: len(differences[name]), default=None)
-            why = self.bank.mismatch(pl_module) if nearest is None else f"in {nearest!r}, {differences[nearest]}"
-            raise BankError(
-                f"the bank fits no module of {type(pl_module).__name__}: {why}. "
-                "Collect a bank for this model with BNStatsBank.collect or `dynbn bank build`."
-            )
-        return next(iter(matches.values()))
+        return find_model(pl_module, self.bank, "DynamicBNCallback")
 
-    def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
-        """Find the bank's model, check that it is the bank's, and say how to patch it."""
+    def prepare(self, pl_module: LightningModule) -> tuple[nn.Module, Routing]:
+        """Find the bank's model, check that it is the bank's, and begin a run on it: what to patch, and the routing."""
+        belief, self._loaded_belief = self._loaded_belief, None
+        if belief is not None and len(belief) != len(self.bank):
+            raise MethodError(
+                f"the checkpoint has a memory of {len(belief)} rows, the bank has {len(self.bank)}: it is of another "
+                "bank"
+            )
         model = self.find_model(pl_module)
         if self.detector is not None:
             self.detector.to(pl_module.device)
         self._accuracy = Top1Accuracy().to(pl_module.device)
         self._known = None
-        self._memory.clear()
+        self._memory.belief = belief
         self._model_normalization = getattr(model, "input_normalization", None)
-        patch, self._routing = patch_with_bank(model, self.bank, self.mixing)
-        return patch
+        self._routing = Routing(self.bank, model, self.mixing)
+        return model, self._routing
+
+    def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
+        """The bank's model with its layers routed, and the base's statistics blended in where there is a base."""
+        model, routing = self.prepare(pl_module)
+        make_base = None if self.base is None else self.base.policy_maker()
+
+        def make_policy(name: str, layer: nn.Module) -> LayerPolicy:
+            if make_base is None:
+                return RoutingPolicy(name, routing)
+            return BlendedRoutingPolicy(name, routing, make_base(name, layer), self.base_weight)
+
+        return Patch(model, make_policy, self.bank.skip)
+
+    def on_next_loader(self) -> None:
+        """Tell the base."""
+        if self.base is not None:
+            self.base.on_next_loader()
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Assign rows to the images of the batch."""
         assert self._routing is not None
+        if self.base is not None:
+            self.base.before_step(trainer, pl_module, batch)
         images = self.images_of(batch)
         info = batch_info_of(trainer)
         true_rows = None if info is None else [self._row_of(name) for name in info.names]
@@ -194,6 +222,33 @@ class DynamicBNCallback(BatchNormCallback):
         """Give the model its own layers back; does nothing if it has them."""
         super().undo()
         self._routing = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells the states of callbacks on different networks apart."""
+        return self._generate_state_key(model=self.bank.fingerprints.get("float32"), layers=len(self.bank.layers))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give back what an earlier run left patched; before a fit, forget that run."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._memory.clear()
+            self._loaded_belief = None
+        if self.base is not None:
+            self.base.setup(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stream's memory and the base remember."""
+        return {
+            "belief": None if self._memory.belief is None else self._memory.belief.clone(),
+            "base": None if self.base is None else self.base.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next run go on from what `state_dict` gave."""
+        self._loaded_belief = state_dict["belief"]
+        if self.base is not None and state_dict["base"] is not None:
+            self.base.load_state_dict(state_dict["base"])
 
     def _oracle_rows(self, true_rows: list[int] | None, info: BatchInfo | None) -> Tensor:
         if true_rows is None or info is None:
@@ -256,8 +311,3 @@ def _recorded_normalization(recorded: Any) -> Normalization:
         return Normalization(**recorded) if isinstance(recorded, Mapping) else Normalization.of(recorded)
     except (TypeError, ValueError) as error:
         raise BankError(f"the bank's provenance has no readable normalization: {recorded!r}") from error
-
-
-def _has_all(module: nn.Module, layers: Iterable[str]) -> bool:
-    names = {canonical_name(name) for name, _ in module.named_modules()}
-    return all(name in names for name in layers)

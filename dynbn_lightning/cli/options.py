@@ -33,6 +33,11 @@ def positive(text: str) -> int:
     return number
 
 
+def sizes(text: str) -> list[int]:
+    """Whole numbers of at least 1 with commas between them."""
+    return [positive(number) for number in names(text)]
+
+
 def run_options(output: str | None = None) -> ArgumentParser:
     """Where to write to, where to run, and the seed."""
     parser = ArgumentParser(add_help=False)
@@ -48,8 +53,10 @@ def run_options(output: str | None = None) -> ArgumentParser:
     return parser
 
 
-def data_options(*, corruptions: str = "the benchmark's 15", rows: bool = True) -> ArgumentParser:
-    """Which images, corrupted how."""
+def data_options(
+    *, corruptions: str = "the benchmark's 15", rows: bool = True, batch_sizes: bool = False
+) -> ArgumentParser:
+    """Which images, corrupted how; with `batch_sizes` in batches of several sizes."""
     parser = ArgumentParser(add_help=False)
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -77,7 +84,12 @@ def data_options(*, corruptions: str = "the benchmark's 15", rows: bool = True) 
         group.add_argument(
             "--row-per", default="corruption", choices=["corruption", "cell"], help="what detector and bank tell apart"
         )
-    group.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per batch")
+    if batch_sizes:
+        group.add_argument(
+            "--batch-size", type=sizes, default="128", metavar="N,M", help="images per batch, one run for each"
+        )
+    else:
+        group.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per batch")
     group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes")
     return parser
 

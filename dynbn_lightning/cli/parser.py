@@ -87,6 +87,13 @@ def build_parser() -> ArgumentParser:
         metavar="N",
         help="training images for each row; if not given 2000 for a row per corruption, 500 for one per cell",
     )
+    build.add_argument(
+        "--quantiles",
+        type=positive,
+        metavar="N",
+        help="besides, measure N quantiles of the activations in each row, for distribution matching; writes "
+        "DIR/quantiles.safetensors",
+    )
     build.set_defaults(interrupted="finished rows are kept, and the same command goes on after them")
     build.add_argument(
         "--skip", type=names, default=(), metavar="A,B", help="layers to leave as they are, for unsupported ones"
@@ -130,21 +137,35 @@ def build_parser() -> ArgumentParser:
         commands,
         "evaluate",
         run.evaluate,
-        "Test a model on corrupted test images by several methods; writes DIR/results.json.",
+        "Test a model on corrupted test images by several methods; writes DIR/results.json and the table, "
+        "DIR/results.md.",
         run_options(),
         model_options(),
-        data_options(),
+        data_options(batch_sizes=True),
     )
     evaluate.add_argument(
         "--methods",
         type=names,
         metavar="A,B",
-        help="source, batch_stats; dynamic_bn/hard, dynamic_bn/soft; with a calibrated bank dynamic_bn/calibrated, "
-        "dynamic_bn/batch, dynamic_bn/stream, and dynamic_bn/refined if it is refined; oracle, oracle/calibrated. If "
-        "not given: source, batch_stats, and the best that bank and detector allow",
+        help="source; batch_stats, batch_stats/prior, few_shot, ema, distribution_matching, "
+        "distribution_matching/image, unmix_tns, tent; with a bank and a detector dynamic_bn, the bank as it is, or "
+        "dynamic_bn/hard, dynamic_bn/soft; with a calibrated bank dynamic_bn/calibrated, dynamic_bn/batch, "
+        "dynamic_bn/stream, and dynamic_bn/refined if it is refined; with quantiles distribution_matching/dynamic_bn; "
+        "oracle, oracle/calibrated. If not given: source, batch_stats, and the best that bank and detector allow",
     )
     evaluate.add_argument(
-        "--stream", type=names, default="mixed", metavar="A,B", help="mixed (cells shuffled), sequential, or both"
+        "--stream",
+        type=names,
+        default="mixed",
+        metavar="A,B",
+        help="mixed (cells shuffled), sequential (a cell at a time), continual (the same, nothing begins anew), "
+        "correlated (a cell at a time, labels in runs)",
+    )
+    evaluate.add_argument(
+        "--quantiles",
+        type=Path,
+        metavar="FILE",
+        help="quantiles.safetensors of this model; measured on clean training images if not given",
     )
     evaluate.add_argument("--bank", type=Path, metavar="FILE", help="bank.safetensors of this model")
     evaluate.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the bank's rows")

@@ -27,7 +27,7 @@ def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionData
         corruptions=COMMON_CORRUPTIONS if options.corruptions is None else options.corruptions,
         severities=options.severities,
         row_per=options.row_per,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size if isinstance(options.batch_size, int) else options.batch_size[0],
         num_workers=options.num_workers,
         seed=options.seed,
     )
@@ -59,7 +59,7 @@ def detector_fit(options: Namespace, console: Console) -> None:
 
 def bank_build(options: Namespace, console: Console) -> None:
     """`dynbn bank build`."""
-    from dynbn_lightning.batchnorm import BNStatsBank
+    from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank
     from dynbn_lightning.fitting import device_of
 
     model = _load(options)
@@ -70,6 +70,10 @@ def bank_build(options: Namespace, console: Console) -> None:
     path = options.output / "bank.safetensors"
     bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
     console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")
+    if options.quantiles is not None:
+        path = options.output / "quantiles.safetensors"
+        QuantileBank.collect(model, loaders, count=options.quantiles, skip=options.skip).save(path)
+        console.print(f"{path}: {options.quantiles} quantiles of each channel in the same rows")
 
 
 def _model_and_data(options: Namespace) -> tuple[Any, CorruptionDataModule]:
@@ -112,15 +116,20 @@ def refine(options: Namespace, console: Console) -> None:
 
 def evaluate(options: Namespace, console: Console) -> None:
     """`dynbn evaluate`."""
-    from dynbn_lightning.batchnorm import BNStatsBank
-    from dynbn_lightning.evaluation import check_bank, check_methods, check_streams, default_methods, evaluate
-    from dynbn_lightning.reporting import results_table, write_results
+    from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank
+    from dynbn_lightning.evaluation import check_batch_sizes, check_streams, evaluate
+    from dynbn_lightning.files import whole_file
+    from dynbn_lightning.methods import check_bank, check_methods, default_methods, needed_quantiles
+    from dynbn_lightning.reporting import markdown_table, results_table, write_results
 
     bank = None if options.bank is None else BNStatsBank.load(options.bank)
+    quantiles = None if options.quantiles is None else QuantileBank.load(options.quantiles)
     has_detector = options.detector is not None
     methods = options.methods or default_methods(bank, has_detector=has_detector)
     check_methods(methods, has_bank=bank is not None, has_detector=has_detector)
     check_streams(options.stream)
+    check_batch_sizes(options.batch_size)
+    needed_quantiles(methods, bank, quantiles)
     if bank is not None:
         check_bank(methods, bank)
     model = _load(options)
@@ -131,8 +140,10 @@ def evaluate(options: Namespace, console: Console) -> None:
         data,
         methods=methods,
         streams=options.stream,
+        batch_sizes=options.batch_size,
         bank=bank,
         detector=options.detector,
+        quantiles=quantiles,
         accelerator=options.accelerator,
     )
     results["protocol"] = {
@@ -141,8 +152,10 @@ def evaluate(options: Namespace, console: Console) -> None:
         **{key: value for key, value in results["protocol"].items() if key != "model"},
     }
     path = write_results(results, options.output)
+    with whole_file(options.output / "results.md") as temporary:
+        temporary.write_text(markdown_table(results))
     console.print(results_table(results))
-    console.print(f"results: {path}")
+    console.print(f"results: {path}, and the table as {path.with_suffix('.md')}")
 
 
 def figures(options: Namespace, console: Console) -> None:

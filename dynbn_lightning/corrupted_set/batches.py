@@ -44,7 +44,7 @@ class CorruptedBatches:
         """The images of these numbers as they are."""
         return make_loader(
             self.images,
-            [(index, None) for index in indices],
+            [[(index, None) for index in indices]],
             split="test",
             form="predict",
             batch_size=self.batch_size,

@@ -56,8 +56,11 @@ class CorruptionDataModule(LightningDataModule):
         normalization: what the model was trained with: a name in `models.NORMALIZATIONS` (`"imagenet"`, `"cifar10"`,
             ...), a (mean, std) pair, or None for pixels in [0, 1].
         task: what `fit` trains, a `"detector"` or a `"classifier"`.
-        stream: `"mixed"`, all cells and clean shuffled into one loader, or `"sequential"`, a loader per cell (then a
-            LightningModule's `test_step` needs the argument `dataloader_idx`); `stream_names` names the loaders.
+        stream: `"mixed"`, all cells and clean shuffled into one loader; `"sequential"`, a loader per cell (then a
+            LightningModule's `test_step` needs the argument `dataloader_idx`); `"continual"`, the same batches in one
+            loader; or `"correlated"`, a loader per cell with labels in runs. `stream_names` names the loaders.
+        concentration: of the Dirichlet distribution that the correlated stream deals labels by; small ones make long
+            runs.
         corruptions: names of corruptions; by default the 15 of the benchmark.
         severities: from 1 to 5.
         row_per: a row per `"corruption"`, over its severities, or per `"cell"`.
@@ -82,6 +85,7 @@ class CorruptionDataModule(LightningDataModule):
         normalization: str | Normalization | Sequence[Sequence[float]] | None = None,
         task: Task = "detector",
         stream: Stream = "mixed",
+        concentration: float = 0.1,
         corruptions: Sequence[str] = COMMON_CORRUPTIONS,
         severities: Sequence[int] = SEVERITIES,
         row_per: Granularity = "corruption",
@@ -116,7 +120,9 @@ class CorruptionDataModule(LightningDataModule):
         self.source, self.test, self.root = source, test, root
         self.batch_size, self.num_workers = batch_size, num_workers
         self.normalization = Normalization.of(normalization)
-        self.task, self.stream = task, stream
+        if not 0 < concentration < float("inf"):
+            raise DataError(f"concentration={concentration!r}: expected a number above 0")
+        self.task, self.stream, self.concentration = task, stream, concentration
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
         self.cells = [Cell.clean(), *cells_of(self.corruptions, self.severities)]
         self.row_per, self.preset = row_per, preset
@@ -138,8 +144,8 @@ class CorruptionDataModule(LightningDataModule):
 
     @property
     def stream_names(self) -> list[str]:
-        """The names of the test loaders: a cell each in the sequential stream, `mixed` for the mixed one."""
-        return [cell.name for cell in self.cells] if self.stream == "sequential" else ["mixed"]
+        """The names of the test loaders: a cell each, or the stream's where it has but one."""
+        return [self.stream] if self.stream in ("mixed", "continual") else [cell.name for cell in self.cells]
 
     @cached_property
     def _source(self) -> Source:
@@ -200,14 +206,14 @@ class CorruptionDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training images that are not held out."""
         pairs = [(index, None) for index in self._split[0]]
-        return self._loader(self.train_images, pairs, split="train", form=self.task, shuffle_seed=self.seed)
+        return self._loader(self.train_images, [pairs], split="train", form=self.task, shuffle_seed=self.seed)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The held-out training images: for the task while fitting, in the stream's cells when validating alone."""
         held_out = self._split[1]
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             pairs = [(index, None) for index in held_out]
-            return self._loader(self.train_images, pairs, split="validation", form=self.task)
+            return self._loader(self.train_images, [pairs], split="validation", form=self.task)
         return self._stream_loaders(self.train_images, held_out, split="validation", form="classifier")
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -262,7 +268,7 @@ class CorruptionDataModule(LightningDataModule):
 
         def batches_of(row: str) -> Iterator[Tensor]:
             pairs = [(index, self._cell_of(row, index).code) for index in indices]
-            for batch in self._loader(self.train_images, pairs, split="train", form="predict", batch_size=batch_size):
+            for batch in self._loader(self.train_images, [pairs], split="train", form="predict", batch_size=batch_size):
                 yield self._finish(batch._replace(pixels=batch.pixels.to(device)), epoch=-1)
             self.batch_info = None
 
@@ -314,7 +320,7 @@ class CorruptionDataModule(LightningDataModule):
         def batches() -> Iterator[DrawnBatch]:
             pairs = [draw(position) for position in range(count * batch_size)]
             options: dict[str, Any] = {"split": "train", "form": "classifier", "batch_size": batch_size}
-            for number, batch in enumerate(self._loader(self.train_images, pairs, **options)):
+            for number, batch in enumerate(self._loader(self.train_images, [pairs], **options)):
                 batch = batch._replace(pixels=batch.pixels.to(device), labels=batch.labels.to(device))
                 corrupted = self._corrupted(batch, epoch=number)
                 rows = torch.tensor([self._row_of(Cell.from_code(code)) for code in batch.cells], device=device)
@@ -331,8 +337,10 @@ class CorruptionDataModule(LightningDataModule):
 
     # How a batch is made
 
-    def _loader(self, images: PixelDataset, pairs: Sequence[tuple[int, int | None]], **options: Any) -> DataLoader[Any]:
-        return make_loader(images, pairs, **{"batch_size": self.batch_size, "num_workers": self.num_workers, **options})
+    def _loader(
+        self, images: PixelDataset, parts: Sequence[Sequence[tuple[int, int | None]]], **options: Any
+    ) -> DataLoader[Any]:
+        return make_loader(images, parts, **{"batch_size": self.batch_size, "num_workers": self.num_workers, **options})
 
     def _stream_loaders(
         self, images: PixelDataset, indices: Sequence[int], *, split: str, form: str
@@ -340,11 +348,14 @@ class CorruptionDataModule(LightningDataModule):
         if form == "classifier" and self.trainer is not None:
             # A detector is tested on what it is trained on: pixels and rows.
             form = "detector" if getattr(self.trainer.lightning_module, "rows", None) == self.rows else form
+        labels = [images.labels[index] for index in indices] if self.stream == "correlated" else [0] * len(indices)
         loaders = [
-            self._loader(images, [(indices[position], code) for position, code in pairs], split=split, form=form)
-            for pairs in stream_pairs(len(indices), self.cells, self.stream, self.seed)
+            self._loader(
+                images, [[(indices[place], code) for place, code in part] for part in parts], split=split, form=form
+            )
+            for parts in stream_pairs(labels, self.cells, self.stream, self.seed, self.concentration)
         ]
-        return loaders if self.stream == "sequential" else loaders[0]
+        return loaders[0] if self.stream in ("mixed", "continual") else loaders
 
     def _cell_of(self, row: str, index: int, epoch: int = -1) -> Cell:
         if row == CLEAN or "/" in row:

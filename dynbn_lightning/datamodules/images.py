@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -58,6 +59,14 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
             self._cache[index] = (pixels, number)
             self._cached_bytes += pixels.numel()
         return pixels, number
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The class of each image; read off the data set's `targets` where it has them, else from its items."""
+        targets = getattr(self.dataset, "targets", None)
+        if targets is not None and len(targets) == len(self):
+            return [int(target) for target in targets]
+        return [self[index][1] for index in range(len(self))]
 
     def _resize(self, pixels: Tensor) -> Tensor:
         size = self.image_size

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,7 +16,7 @@ from ..errors import DataError
 from .batches import PixelBatch
 from .images import PixelDataset
 
-Stream = Literal["mixed", "sequential"]
+Stream = Literal["mixed", "sequential", "continual", "correlated"]
 STREAMS: tuple[str, ...] = get_args(Stream)
 
 Item = tuple[Tensor, int, int, int | None]
@@ -42,6 +43,26 @@ class CellItems(Dataset[Item]):
         return pixels, label, index, code
 
 
+class CellBatches(Dataset[list[Item]]):
+    """Batches of such pairs, as lists of items.
+
+    Args:
+        images: the images of a split.
+        batches: the pairs of each batch.
+    """
+
+    def __init__(self, images: PixelDataset, batches: Sequence[Sequence[tuple[int, int | None]]]) -> None:
+        self.images = images
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, position: int) -> list[Item]:
+        items = CellItems(self.images, self.batches[position])
+        return [items[place] for place in range(len(items))]
+
+
 def collate(items: Sequence[Item], *, split: str, form: str) -> PixelBatch:
     """Stack items into a batch; `DataError` names the first image whose size differs."""
     pixels, labels, indices, codes = zip(*items, strict=True)
@@ -57,41 +78,89 @@ def collate(items: Sequence[Item], *, split: str, form: str) -> PixelBatch:
 
 def make_loader(
     images: PixelDataset,
-    pairs: Sequence[tuple[int, int | None]],
+    parts: Sequence[Sequence[tuple[int, int | None]]],
     *,
     split: str,
     form: str,
     batch_size: int,
     num_workers: int,
     shuffle_seed: int | None = None,
-) -> DataLoader[Item]:
-    """A loader of `PixelBatch` over image and cell pairs, shuffled anew every epoch where a seed is given."""
+) -> DataLoader[Any]:
+    """A loader of `PixelBatch` over image and cell pairs.
+
+    Args:
+        images: the images of a split.
+        parts: (image number, `Cell.code`) pairs in order; no batch has images of two parts.
+        split: the split's name.
+        form: what a batch becomes.
+        batch_size: images per batch; the last one of each part may be smaller.
+        num_workers: loader processes.
+        shuffle_seed: shuffle the pairs, of one part, anew every epoch.
+    """
+    options: dict[str, Any] = {
+        "collate_fn": partial(collate, split=split, form=form),
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    if len(parts) > 1:
+        batches = [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
+        return DataLoader(CellBatches(images, batches), batch_size=None, **options)
     return DataLoader(
-        CellItems(images, pairs),
+        CellItems(images, parts[0]),
         batch_size=batch_size,
         shuffle=shuffle_seed is not None,
         generator=None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed),
-        collate_fn=partial(collate, split=split, form=form),
-        num_workers=num_workers,
         # Only where a loader is used again: the sequential stream has dozens, and each would keep its processes.
         persistent_workers=num_workers > 0 and shuffle_seed is not None,
-        pin_memory=torch.cuda.is_available(),
+        **options,
     )
 
 
-def stream_pairs(num_images: int, cells: Sequence[Cell], stream: Stream, seed: int) -> list[list[tuple[int, int]]]:
-    """The (image number, `Cell.code`) pairs of every loader of a stream.
+def stream_pairs(
+    labels: Sequence[int], cells: Sequence[Cell], stream: Stream, seed: int, concentration: float
+) -> list[list[list[tuple[int, int]]]]:
+    """The (image number, `Cell.code`) pairs of every part of every loader of a stream.
 
     Args:
-        num_images: how many test images there are; each one is shown in every cell.
+        labels: the class of each test image; every image is shown in every cell.
         cells: the cells, clean among them.
-        stream: `"sequential"`, a loader per cell, its images shuffled (folders come class by class, and batches of a
-            few classes are another test, the correlated stream); or `"mixed"`, all pairs shuffled into one loader.
-        seed: of the shuffle.
+        stream: `"sequential"`, a loader per cell, its images shuffled (folders come class by class); `"mixed"`, all
+            pairs shuffled into one loader; `"continual"`, the batches of the sequential stream in one loader, which
+            tells nobody where a cell ends; or `"correlated"`, a loader per cell, its labels in runs, see
+            `correlated_order`.
+        seed: of the shuffles.
+        concentration: of the correlated stream.
     """
     generator = torch.Generator().manual_seed(seed)
-    if stream == "sequential":
-        order = torch.randperm(num_images, generator=generator).tolist()
-        return [[(index, cell.code) for index in order] for cell in cells]
-    pairs = [(index, cell.code) for cell in cells for index in range(num_images)]
-    return [[pairs[position] for position in torch.randperm(len(pairs), generator=generator).tolist()]]
+    if stream == "mixed":
+        pairs = [(index, cell.code) for cell in cells for index in range(len(labels))]
+        return [[[pairs[position] for position in torch.randperm(len(pairs), generator=generator).tolist()]]]
+    if stream == "correlated":
+        order = correlated_order(labels, concentration, seed)
+    else:
+        order = torch.randperm(len(labels), generator=generator).tolist()
+    parts = [[(index, cell.code) for index in order] for cell in cells]
+    return [parts] if stream == "continual" else [[part] for part in parts]
+
+
+def correlated_order(labels: Sequence[int], concentration: float, seed: int) -> list[int]:
+    """An order of images in which labels come in runs.
+
+    As Gong et al. 2022, "NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation", section 4: there
+    are as many slots as classes; the images of each class are dealt to slots in shares drawn from a Dirichlet
+    distribution, and within a slot they come class by class, in a random order of classes.
+
+    Args:
+        labels: the class of each image.
+        concentration: of the Dirichlet distribution; small ones put a class into few slots, large ones deal evenly.
+        seed: of all draws.
+    """
+    random = np.random.default_rng(seed)
+    classes = sorted(set(labels))
+    slots: list[list[list[int]]] = [[] for _ in classes]
+    for label in classes:
+        images = random.permutation([index for index, its_label in enumerate(labels) if its_label == label])
+        ends = np.rint(np.cumsum(random.dirichlet([concentration] * len(slots))) * len(images)).astype(int)
+        for slot, run in zip(slots, np.split(images, ends[:-1]), strict=True):
+            slot.append(run.tolist())
+    return [index for slot in slots for place in random.permutation(len(slot)) for index in slot[place]]

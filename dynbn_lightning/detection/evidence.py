@@ -57,6 +57,9 @@ class StreamMemory:
         changes: probability that the row is drawn anew from image to image, above 0 and below 1.
         outliers: share of the uniform posterior that each image's is mixed with, above 0 and at most 1.
 
+    Attributes:
+        belief: the last image's posterior, (K,) float64; None before the first.
+
     Raises:
         DetectorError: if an argument is out of its range.
     """
@@ -67,25 +70,25 @@ class StreamMemory:
                 f"changes={changes!r}, outliers={outliers!r}: expected probabilities above 0, and of changes below 1"
             )
         self.changes, self.outliers = changes, outliers
-        self._belief: Tensor | None = None
+        self.belief: Tensor | None = None
 
     def update(self, posteriors: Tensor) -> Tensor:
         """Take the posteriors of the next images, (N, K), and return the filtered ones, (N, K) in the same dtype."""
         check_posteriors(posteriors)
         likelihoods = _robust(posteriors, self.outliers).cpu()  # a small step for each image: on a GPU all waiting
         belief = likelihoods.new_full(likelihoods.shape[1:], 1 / likelihoods.shape[1])
-        belief = belief if self._belief is None else self._belief
+        belief = belief if self.belief is None else self.belief
         filtered = torch.empty_like(likelihoods)
         for position, likelihood in enumerate(likelihoods):
             belief = ((1 - self.changes) * belief + self.changes / len(belief)) * likelihood
             belief = belief / belief.sum()
             filtered[position] = belief
-        self._belief = belief
+        self.belief = belief
         return filtered.to(posteriors)
 
     def clear(self) -> None:
         """Forget everything: a new stream begins."""
-        self._belief = None
+        self.belief = None
 
 
 def _robust(posteriors: Tensor, outliers: float) -> Tensor:

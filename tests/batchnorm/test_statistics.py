@@ -7,7 +7,7 @@ from batchnorm_reference import float64, mix_by_total_variance
 
 from dynbn_lightning.batchnorm import MIXINGS, Statistics
 from dynbn_lightning.batchnorm.mixing import mix_values
-from dynbn_lightning.batchnorm.statistics import blend_with_image
+from dynbn_lightning.batchnorm.statistics import blend_moments
 
 K, WIDTHS, N = 4, (3, 1, 5), 6
 C, LAYERS = sum(WIDTHS), len(WIDTHS)
@@ -172,7 +172,7 @@ def test_blending_with_an_image_gives_the_moments_of_the_weighted_union_of_sampl
     moments = [torch.tensor(values)[:, None] for values in (images.mean(1), images.var(1))]
     shared = [torch.tensor([value]) for value in (row.mean(), row.var())]
     for of_row in (shared, [value.repeat(2, 1) for value in shared]):
-        mean, var = blend_with_image(*of_row, *moments, share)
+        mean, var = blend_moments(*of_row, *moments, share)
         np.testing.assert_allclose(mean[:, 0], [union.mean() for union in expected], rtol=1e-12)
         np.testing.assert_allclose(var[:, 0], [union.var() for union in expected], rtol=1e-12)
 
@@ -180,7 +180,7 @@ def test_blending_with_an_image_gives_the_moments_of_the_weighted_union_of_sampl
 @pytest.mark.parametrize("share", [0, 1])
 def test_a_share_of_an_image_of_none_or_all_is_exact(share):
     rows, images = rows_of(), rows_of(center=0.5)
-    mean, var = blend_with_image(rows.mean, rows.var, images.mean, images.var, torch.full((K, 1), float(share)))
+    mean, var = blend_moments(rows.mean, rows.var, images.mean, images.var, torch.full((K, 1), float(share)))
     assert torch.equal(var, (images if share else rows).var)
     if not share:
         assert torch.equal(mean, rows.mean)

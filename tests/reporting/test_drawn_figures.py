@@ -166,8 +166,14 @@ def block(clean: float | None, *cells: tuple[str, float]) -> dict[str, Any]:
 
 FALLING = block(0.9, ("fog/1", 0.8), ("fog/5", 0.4), ("snow/1", 0.6), ("snow/5", 0.3))
 STEADY = block(0.88, ("fog/1", 0.8), ("fog/5", 0.7), ("snow/1", 0.8), ("snow/5", 0.6))
-PROTOCOL = {"streams": ["sequential"], "model": "resnet20", "source": "cifar10", "test_images": 500, "batch_size": 200}
-RESULTS = {"protocol": {**PROTOCOL, "seed": 3}, "methods": {"source": FALLING, "new_method": STEADY}}
+PROTOCOL = {"streams": ["sequential"], "model": "resnet20", "source": "cifar10", "test_images": 500}
+
+
+def run(stream: str, batch_size: int = 200, **methods: dict[str, Any]) -> dict[str, Any]:
+    return {"stream": stream, "batch_size": batch_size, "methods": methods}
+
+
+RESULTS = {"protocol": {**PROTOCOL, "seed": 3}, "runs": [run("sequential", source=FALLING, new_method=STEADY)]}
 
 
 def lines(figure: Figure) -> dict[str, list[tuple[float, float]]]:
@@ -192,8 +198,8 @@ def test_severity_lines_are_means_over_corruptions_in_percent() -> None:
 
 
 def test_a_stream_is_taken_by_name() -> None:
-    streams = {"sequential": {"methods": {"source": FALLING}}, "mixed": {"methods": {"source": STEADY}}}
-    results = {"protocol": {**PROTOCOL, "seeds": [0, 1]}, "streams": streams}
+    runs = [run("sequential", source=FALLING), run("mixed", source=STEADY), run("mixed", 16, source=FALLING)]
+    results = {"protocol": {**PROTOCOL, "seeds": [0, 1]}, "runs": runs}
     assert lines(severity_figure(results))["source"][-1] == (5, 65), "mixed is preferred"
     assert lines(severity_figure(results, "sequential"))["source"][-1] == (5, 35)
     assert "seeds 0, 1" in severity_figure(results).get_suptitle()
@@ -204,7 +210,7 @@ def test_a_stream_is_taken_by_name() -> None:
 
 
 def test_without_clean_images_lines_begin_at_the_first_severity() -> None:
-    results = {"protocol": PROTOCOL, "methods": {"source": {**FALLING, "clean": None}}}
+    results = {"protocol": PROTOCOL, "runs": [run("sequential", source={**FALLING, "clean": None})]}
     assert lines(severity_figure(results)) == {"source": [(1, 70), (5, 35)]}
 
 
@@ -214,9 +220,9 @@ def test_without_clean_images_lines_begin_at_the_first_severity() -> None:
 )
 def test_results_without_a_mean_over_corruptions_are_refused(cells: list[tuple[str, float]], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        severity_figure({"protocol": PROTOCOL, "methods": {"source": block(0.9, *cells)}})
+        severity_figure({"protocol": PROTOCOL, "runs": [run("mixed", source=block(0.9, *cells))]})
     with pytest.raises(DataError, match="no results"):
-        severity_figure({"protocol": PROTOCOL, "methods": {}})
+        severity_figure({"protocol": PROTOCOL, "runs": []})
 
 
 def test_labels_stay_apart_and_near_their_lines() -> None:
@@ -225,7 +231,7 @@ def test_labels_stay_apart_and_near_their_lines() -> None:
     assert spread([0.1, 0.0], 1, 0, 9) == [1.0, 0.0], "not below the lowest"
     assert spread([9.0, 9.0], 1, 0, 9) == [8.0, 9.0], "not above the highest"
     near = {f"method {number}": block(0.9, ("fog/1", 0.5 + number / 1000)) for number in range(9)}
-    figure = severity_figure({"protocol": PROTOCOL, "methods": near})
+    figure = severity_figure({"protocol": PROTOCOL, "runs": [run("mixed", **near)]})
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
     for lower, upper in pairwise(boxes):

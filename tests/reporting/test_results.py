@@ -14,7 +14,9 @@ from rich.table import Table
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.reporting import (
     calibration_table,
+    markdown_table,
     method_blocks,
+    methods_of,
     pack_correct,
     read_results,
     results_table,
@@ -28,16 +30,14 @@ def block(clean: float, fog: float, detection: float | None = None) -> dict[str,
     return numbers if detection is None else {**numbers, "detection": detection}
 
 
-SINGLE = {
-    "schema_version": 1,
-    "protocol": {"streams": ["mixed"]},
+MIXED = {
+    "stream": "mixed",
+    "batch_size": 200,
     "methods": {"source": block(0.916, 0.88), "dynamic_bn/soft": block(0.91, 0.9, 0.7)},
 }
-SEVERAL = {
-    "schema_version": 1,
-    "protocol": {"streams": ["mixed", "sequential"]},
-    "streams": {"mixed": {"methods": SINGLE["methods"]}, "sequential": {"methods": {"source": block(0.9, 0.8)}}},
-}
+SEQUENTIAL = {"stream": "sequential", "batch_size": 16, "methods": {"source": block(0.9, 0.8)}}
+SINGLE = {"schema_version": 2, "protocol": {"streams": ["mixed"]}, "runs": [MIXED]}
+SEVERAL = {"schema_version": 2, "protocol": {"streams": ["mixed", "sequential"]}, "runs": [MIXED, SEQUENTIAL]}
 
 
 def test_round_trip_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_round_trip_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(path.parent.iterdir()) == [path], "nothing half-written stays"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 3}', "{"])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
@@ -72,17 +72,48 @@ def as_text(table: Table) -> str:
 
 
 def test_table_shows_every_stream_and_method_in_percent() -> None:
-    assert [(stream, method) for stream, method, _ in method_blocks(SEVERAL)] == [
-        ("mixed", "source"),
-        ("mixed", "dynamic_bn/soft"),
-        ("sequential", "source"),
+    assert [block[:3] for block in method_blocks(SEVERAL)] == [
+        ("mixed", 200, "source"),
+        ("mixed", 200, "dynamic_bn/soft"),
+        ("sequential", 16, "source"),
     ]
-    assert [stream for stream, _, _ in method_blocks(SINGLE)] == ["mixed", "mixed"]
+    assert methods_of(SEVERAL) is MIXED["methods"]
+    assert methods_of(SEVERAL, "sequential") is methods_of(SEVERAL, batch_size=16) is SEQUENTIAL["methods"]
+    with pytest.raises(DataError, match="'continual'"):
+        methods_of(SEVERAL, "continual")
     text = as_text(results_table(SEVERAL))
     assert "88.0" in text
     assert "91.6" in text
     assert "70.0" in text
-    assert text.count("source") == 2
+    assert text.count(" source ") == 2
+
+
+def test_markdown_table_has_severities_costs_and_needs() -> None:
+    def costly(seconds: float, memory: float | None, **more: Any) -> dict[str, Any]:
+        cells = {"fog/1": 0.8, "snow/1": 0.6, "fog/5": 0.5, "snow/5": 0.2}
+        return {"clean": 0.9, "cells": cells, "mean": 0.525, "ms_per_image": seconds, "memory_mib": memory, **more}
+
+    methods = {"source": costly(2.0, 50.0), "tent": costly(9.0, 150.0, needs=["gradients", "batches"])}
+    alone = {"source": costly(8.0, None), "tent": costly(8.4, 1.0)}
+    runs = [
+        {"stream": "mixed", "batch_size": 200, "methods": methods},
+        {"stream": "continual", "batch_size": 200, "methods": {"tent": costly(3.0, 100.0)}},
+        {"stream": "mixed", "batch_size": 1, "methods": alone},
+    ]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown_table({"runs": runs}).splitlines()
+    ]
+    assert table[0] == [
+        *("stream", "batch", "method", "mean", "severity 1", "severity 5", "clean", "time", "memory", "needs")
+    ]
+    assert table[1][:4] == ["---", "---:", "---", "---:"]
+    assert table[2:] == [
+        ["mixed", "200", "source", "52.5", "70.0", "35.0", "90.0", "1.0x", "1.0x", ""],
+        ["mixed", "200", "tent", "52.5", "70.0", "35.0", "90.0", "4.5x", "3.0x", "gradients, batches"],
+        ["continual", "200", "tent", "52.5", "70.0", "35.0", "90.0", "1.5x", "2.0x", ""],
+        ["mixed", "1", "source", "52.5", "70.0", "35.0", "90.0", "1.0x", "-", ""],
+        ["mixed", "1", "tent", "52.5", "70.0", "35.0", "90.0", "1.1x", "-", ""],
+    ]
 
 
 def test_calibration_table_shows_what_was_gained_in_percent() -> None:

@@ -29,6 +29,15 @@ PREFERRED_STREAM = "mixed"
 KNOWN_METHODS = {
     "source": ("source", BLACK, "o"),
     "batch_stats": ("BN-1", ORANGE, "s"),
+    "batch_stats/prior": ("BN-1 with source prior", PURPLE, "s"),
+    "few_shot": ("few-shot BN", GREEN, "d"),
+    "ema": ("EMA", SKY, "h"),
+    "distribution_matching": ("distribution matching", BLUE, "*"),
+    "distribution_matching/image": ("distribution matching, image", BLUE, "8"),
+    "distribution_matching/dynamic_bn": ("dynamic BN, shapes matched", VERMILLION, "*"),
+    "unmix_tns": ("UnMix-TNS", PURPLE, "H"),
+    "tent": ("TENT", GREEN, "1"),
+    "dynamic_bn": ("dynamic BN", VERMILLION, "P"),
     "dynamic_bn/hard": ("dynamic BN, hard", SKY, "^"),
     "dynamic_bn/soft": ("dynamic BN, soft", BLUE, "D"),
     "dynamic_bn/calibrated": ("dynamic BN, calibrated", VERMILLION, "P"),
@@ -50,7 +59,8 @@ def severity_figure(results: dict[str, Any], stream: str | None = None) -> Figur
 
     Args:
         results: As `read_results` gives them.
-        stream: Which stream, where there are several: by default `"mixed"` if it is there, else the first.
+        stream: Which stream, where there are several: by default `"mixed"` if it is there, else the first. Of several
+            batch sizes its first is drawn.
 
     Returns:
         A figure with one axes, in which every line is labelled with its method's name in the results and has points
@@ -61,8 +71,10 @@ def severity_figure(results: dict[str, Any], stream: str | None = None) -> Figur
         DynBNError: If matplotlib is not installed.
     """
     blocks: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, method, block in method_blocks(results):
-        blocks.setdefault(name, {})[method] = block
+    sizes = {name: size for name, size, *_ in reversed(list(method_blocks(results)))}  # of each stream's first run
+    for name, size, method, block in method_blocks(results):
+        if size == sizes[name]:
+            blocks.setdefault(name, {})[method] = block
     if not blocks:
         raise DataError("there are no results to draw")
     stream = stream or (PREFERRED_STREAM if PREFERRED_STREAM in blocks else next(iter(blocks)))
@@ -73,7 +85,7 @@ def severity_figure(results: dict[str, Any], stream: str | None = None) -> Figur
     corruptions = {cell.partition("/")[0] for block in blocks[stream].values() for cell in block["cells"]}
     plural = "s" if len(corruptions) > 1 else ""
     title = f"Top-1 accuracy against severity, mean over {len(corruptions)} corruption{plural}"
-    figure = new_figure(title, _caption(results["protocol"], stream), height=HEIGHT)
+    figure = new_figure(title, _caption(results["protocol"], stream, sizes[stream]), height=HEIGHT)
     axes = figure.add_subplot()
     looks = _looks(list(lines))
     for method, points in lines.items():
@@ -130,14 +142,13 @@ def _looks(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     return {**KNOWN_METHODS, **looks}
 
 
-def _caption(protocol: dict[str, Any], stream: str) -> str:
-    batch = protocol.get("batch_size")
+def _caption(protocol: dict[str, Any], stream: str, batch_size: int) -> str:
     seeds = protocol.get("seeds", protocol.get("seed"))
     parts = [
         " on ".join(str(protocol[key]) for key in ("model", "source") if key in protocol),
         f"{protocol['test_images']} test images" if "test_images" in protocol else "",
         f"{stream} stream",
-        "" if batch is None else f"batch size {batch}",
+        f"batch size {batch_size}",
         ""
         if seeds is None
         else f"mean over seeds {', '.join(map(str, seeds))}"

@@ -1,0 +1,38 @@
+"""A running average of the stream's statistics as a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..batchnorm import RunningAveragePolicy
+from .layerwise import Reset, StreamStatisticsCallback
+
+
+class EMAStatsCallback(StreamStatisticsCallback):
+    """Statistics follow the stream: an exponential average of the batches', begun at the source statistics.
+
+    Before each batch, mean <- (1 - momentum) * mean + momentum * batch mean, and the same for the (unbiased) variance;
+    the batch is then normalised by the average. That is how torch's running statistics move in training, gone on with
+    at test time; known as EMA or Norm-EMA in comparisons of test-time adaptation. Works with batches of any size, one
+    image among them, where the stream keeps to a corruption for some dozen batches.
+
+    Args:
+        momentum: what each batch weighs, in [0, 1].
+        reset: `"loader"` begins anew at the source with each dataloader (a cell of the sequential stream), `"never"`
+            only with each run.
+        skip: names of layers of the LightningModule, or of modules that hold some, which keep their own statistics.
+
+    Raises:
+        MethodError: for another momentum or `reset`.
+    """
+
+    def __init__(self, momentum: float = 0.1, reset: Reset = "loader", skip: Sequence[str] = ()) -> None:
+        super().__init__(reset, skip)
+        RunningAveragePolicy(momentum)  # refuses here what it would refuse when evaluation starts
+        self.momentum = momentum
+
+    def make_policy(self, name: str, layer: nn.Module) -> RunningAveragePolicy:
+        """The running average."""
+        return RunningAveragePolicy(self.momentum)

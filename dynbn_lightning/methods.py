@@ -1,0 +1,204 @@
+"""The methods that can be evaluated, by name, and what each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning.pytorch import Callback
+
+from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank
+from dynbn_lightning.callbacks import (
+    BatchStatsCallback,
+    DistributionMatchingCallback,
+    DynamicBNCallback,
+    EMAStatsCallback,
+    FewShotBNCallback,
+    TentCallback,
+    UnMixTNSCallback,
+)
+from dynbn_lightning.callbacks.dynamic_bn import RoutingMode
+from dynbn_lightning.detection import Evidence
+from dynbn_lightning.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What was made for a model beforehand, as far as it was.
+
+    Attributes:
+        bank: of BatchNorm statistics.
+        detector: a `DetectorModule` or its checkpoint.
+        quantiles: of activations.
+    """
+
+    bank: BNStatsBank | None = None
+    detector: Any = None
+    quantiles: QuantileBank | None = None
+
+    @property
+    def skip(self) -> list[str]:
+        """Layers of the `ClassifierModule` around the model that every method leaves as they are."""
+        return [] if self.bank is None else [f"model.{name}" for name in self.bank.skip]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to evaluate a model.
+
+    Attributes:
+        callbacks: makes its callbacks.
+        needs: what it takes beside the model and an image, in words, for tables.
+        bank: whether it looks rows up.
+        detector: whether it detects them.
+        calibrated: whether the bank must be calibrated.
+        refined: whether the bank must have refined rows.
+        quantiles: which rows of quantiles it needs: none, clean ones, or those of all rows of the bank.
+        gradients: whether it needs a Trainer out of inference mode.
+        by_image: whether each image's prediction depends on that image alone, so that every stream gives the same.
+    """
+
+    callbacks: Callable[[Tools], list[Callback]]
+    needs: tuple[str, ...] = ()
+    bank: bool = False
+    detector: bool = False
+    calibrated: bool = False
+    refined: bool = False
+    quantiles: Literal["none", "clean", "rows"] = "none"
+    gradients: bool = False
+    by_image: bool = False
+
+
+BATCHES, STREAM, GRADIENTS = "batches", "a stream", "gradients"
+CLEAN, CORRUPTED, CELLS = "clean training images", "corrupted training images", "each image's cell"
+BEGINNINGS, CLASSES = "where a cell begins", "class labels of them"
+
+
+def _dynamic(
+    routing: RoutingMode, *, calibrated: bool = True, refined: bool = False, evidence: Evidence = "image"
+) -> Method:
+    def callbacks(tools: Tools) -> list[Callback]:
+        bank = _bank(tools, calibrated=calibrated, refined=refined)
+        return [DynamicBNCallback(bank, tools.detector, routing, evidence=evidence)]
+
+    needs = [CORRUPTED, *([CLASSES] if refined else []), *([CELLS] if routing == "oracle" else [])]
+    needs += {"image": [], "batch": [BATCHES], "stream": [STREAM]}[evidence]
+    return Method(
+        callbacks,
+        tuple(needs),
+        bank=True,
+        detector=routing != "oracle",
+        calibrated=calibrated,
+        refined=refined,
+        by_image=evidence == "image",
+    )
+
+
+def _bank(tools: Tools, *, calibrated: bool, refined: bool) -> BNStatsBank:
+    assert tools.bank is not None
+    bank = tools.bank if calibrated else tools.bank.uncalibrated()
+    return bank if refined else bank.unrefined()
+
+
+def _quantiles(tools: Tools) -> QuantileBank:
+    assert tools.quantiles is not None
+    return tools.quantiles
+
+
+def _bank_and_shapes(tools: Tools) -> list[Callback]:
+    routed = DynamicBNCallback(_bank(tools, calibrated=True, refined=False), tools.detector)
+    return [DistributionMatchingCallback(_quantiles(tools), base=routed)]
+
+
+def _as_it_is(tools: Tools) -> list[Callback]:
+    assert tools.bank is not None
+    return [DynamicBNCallback(tools.bank, tools.detector)]
+
+
+METHODS: dict[str, Method] = {
+    "source": Method(lambda tools: [], by_image=True),
+    "batch_stats": Method(lambda tools: [BatchStatsCallback(skip=tools.skip)], (BATCHES,)),
+    "batch_stats/prior": Method(lambda tools: [BatchStatsCallback(prior=16, skip=tools.skip)], (BATCHES,)),
+    "few_shot": Method(lambda tools: [FewShotBNCallback(skip=tools.skip)], (BEGINNINGS,)),
+    "ema": Method(lambda tools: [EMAStatsCallback(skip=tools.skip)], (STREAM,)),
+    "distribution_matching": Method(
+        lambda tools: [DistributionMatchingCallback(_quantiles(tools))], (CLEAN, BATCHES), quantiles="clean"
+    ),
+    "distribution_matching/image": Method(
+        lambda tools: [DistributionMatchingCallback(_quantiles(tools), per="image")],
+        (CLEAN,),
+        quantiles="clean",
+        by_image=True,
+    ),
+    "distribution_matching/dynamic_bn": Method(
+        _bank_and_shapes, (CORRUPTED,), bank=True, detector=True, quantiles="rows", by_image=True
+    ),
+    "unmix_tns": Method(lambda tools: [UnMixTNSCallback(skip=tools.skip)], (STREAM,)),
+    "tent": Method(lambda tools: [TentCallback(skip=tools.skip)], (GRADIENTS, BATCHES), gradients=True),
+    "dynamic_bn": Method(_as_it_is, (CORRUPTED,), bank=True, detector=True, by_image=True),
+    "dynamic_bn/hard": _dynamic("hard", calibrated=False),
+    "dynamic_bn/soft": _dynamic("soft", calibrated=False),
+    "dynamic_bn/calibrated": _dynamic("soft"),
+    "dynamic_bn/batch": _dynamic("soft", evidence="batch"),
+    "dynamic_bn/stream": _dynamic("soft", evidence="stream"),
+    "dynamic_bn/refined": _dynamic("soft", refined=True),
+    "oracle": _dynamic("oracle", calibrated=False),
+    "oracle/calibrated": _dynamic("oracle"),
+}
+"""The methods by name. `dynamic_bn` is ours with the bank as it is; its variants are with rows as measured, by hard and
+soft routing, with calibrated rows by the evidence of each image, of the batch, and of the stream, and with rows that
+are refined too; `oracle` is the ceiling of detection. The others are their callbacks with the papers' settings, begun
+anew with each loader of a stream."""
+
+
+def default_methods(bank: BNStatsBank | None, *, has_detector: bool) -> list[str]:
+    """The unpatched model, BN-1, and the best that bank and detector allow."""
+    methods = ["source", "batch_stats"]
+    if bank is None or not has_detector:
+        return methods
+    return [
+        *methods,
+        "dynamic_bn/soft" if bank.calibration is None else "dynamic_bn/calibrated",
+        *(["dynamic_bn/refined"] if bank.calibration is not None and bank.refined else []),
+    ]
+
+
+def check_methods(methods: Sequence[str], *, has_bank: bool, has_detector: bool) -> None:
+    """Raise `DataError` for unknown methods, and for methods that lack the bank or the detector they need."""
+    for name in methods:
+        if name not in METHODS:
+            raise DataError(f"unknown method {name!r}: {did_you_mean(name, METHODS)}")
+        if METHODS[name].bank and not has_bank:
+            raise DataError(f"method {name!r} needs a bank: make one with BNStatsBank.collect or `dynbn bank build`")
+        if METHODS[name].detector and not has_detector:
+            raise DataError(f"method {name!r} needs a detector: make one with `dynbn detector fit`")
+    if len(set(methods)) != len(methods) or not methods:
+        raise DataError(f"expected one or more different methods, got {list(methods)}")
+
+
+def check_bank(methods: Sequence[str], bank: BNStatsBank) -> None:
+    """Raise `DataError` for methods that need more of the bank than it has."""
+    for name in methods:
+        if METHODS[name].calibrated and bank.calibration is None:
+            raise DataError(f"method {name!r} needs a calibrated bank: calibrate it with `dynbn calibrate`")
+        if METHODS[name].refined and not bank.refined:
+            raise DataError(f"method {name!r} needs a bank with refined rows: refine them with `dynbn refine`")
+
+
+def needed_quantiles(methods: Iterable[str], bank: BNStatsBank | None, quantiles: QuantileBank | None) -> bool:
+    """Whether quantiles of clean training images are still to be measured for some methods.
+
+    Raises:
+        DataError: if a method needs quantiles of a bank's rows that there are not.
+    """
+    for name in methods:
+        if METHODS[name].quantiles != "rows" or bank is None:
+            continue
+        missing = [row for row in bank.rows if quantiles is None or row not in quantiles.rows]
+        if missing:
+            raise DataError(
+                f"method {name!r} needs quantiles of every row of the bank: measure them with QuantileBank.collect or "
+                "`dynbn bank build --quantiles 64`"
+            )
+    return quantiles is None and any(METHODS[name].quantiles == "clean" for name in methods)
