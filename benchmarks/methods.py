@@ -59,8 +59,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of detector, bank and corruptions")
     parser.add_argument("--methods", default=",".join(COMPARED), help="with commas between them")
     parser.add_argument("--severities", default="1,3,5", help="of the first table")
-    parser.add_argument("--streams", default=",".join(STREAMS), help="of the second table; empty for no second table")
-    parser.add_argument("--batch-sizes", default="1,16,200", help="of the second table")
+    parser.add_argument(
+        "--places",
+        default=",".join(
+            [f"{stream}:{size}" for stream in STREAMS for size in (16, 200)] + ["mixed:1", "sequential:1"]
+        ),
+        help="STREAM:BATCH_SIZE of the second table's columns, with commas between them; empty for no second table",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="evaluations that run at a time, of one thread each")
     parser.add_argument("--corruptions", help="with commas between them; the benchmark's 15 if not given")
     parser.add_argument("--output", type=Path, required=True, help="folder for all results")
@@ -106,27 +111,22 @@ def measure_quantiles(options: argparse.Namespace) -> None:
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
-    """What is to be run, the costly ones first."""
+    """What is to be run, larger batches first."""
     severities = tuple(int(severity) for severity in options.severities.split(","))
-    grid = [
-        (stream, int(size), (5,))
-        for stream in options.streams.split(",")
-        if stream
-        for size in options.batch_sizes.split(",")
-    ]
+    grid = [(stream, size, (5,)) for stream, size in columns(options)]
     found: list[Task] = []
     for method in options.methods.split(","):
         for stream, size, which in [("mixed", BATCH_SIZE, severities), ("sequential", BATCH_SIZE, severities), *grid]:
             task = (method, "mixed" if METHODS[method].by_image else stream, size, which)
             if task not in found:
                 found.append(task)
-    return sorted(found, key=lambda task: (-len(task[3]), task[2]))
+    return sorted(found, key=lambda task: (-len(task[3]), -task[2]))
 
 
 def columns(options: argparse.Namespace) -> list[tuple[str, int]]:
     """The streams and batch sizes of the second table."""
-    sizes = [int(size) for size in options.batch_sizes.split(",")]
-    return [(stream, size) for stream in options.streams.split(",") if stream for size in sizes]
+    places = [place.partition(":") for place in options.places.split(",") if place]
+    return [(stream, int(size)) for stream, _, size in places]
 
 
 def folder_of(options: argparse.Namespace, task: Task) -> Path:
@@ -231,7 +231,7 @@ def main() -> int:
         runs.append({**results["runs"][0], "severities": list(task[3])})
     print(f"**{options.network}, batches of {BATCH_SIZE}, top-1, %; time and memory as multiples of the source's**\n")
     print(first_table(options, found))
-    if options.streams:
+    if options.places:
         print(f"\n**{options.network}, severity 5, by stream and batch size: top-1, %, and clean**\n")
         print(second_table(options, found))
     summary = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "runs": runs}

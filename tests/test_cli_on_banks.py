@@ -10,10 +10,10 @@ import torch
 from cli_data import DATA, model_options, write_folder
 from PIL import Image
 
-from dynbn_lightning import BNStatsBank, DetectorModule, load_model
+from dynbn_lightning import BNStatsBank, DetectorModule, QuantileBank, load_model
 from dynbn_lightning.cli import main
 from dynbn_lightning.detection import NearestPrototype
-from dynbn_lightning.reporting import methods_of
+from dynbn_lightning.reporting import methods_of, read_results
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,37 @@ def test_a_prototype_is_gathered_in_one_epoch(folder: Path, tmp_path: Path, caps
     assert isinstance(detector.network, NearestPrototype)
     assert detector.rows == ("clean", "gaussian_noise", "contrast")
     assert detector.network.counts.sum() == 72, "each training image once, none held out"
+
+
+def test_all_methods_on_streams_and_batch_sizes_in_one_command(
+    folder: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--output", str(tmp_path), "--accelerator", "cpu", *DATA]
+    build = ["bank", "build", *model_options(folder), "--images-per-row", "30", "--quantiles", "8"]
+    assert main([*build, *data]) == 0
+    assert "8 quantiles of each channel in the same rows" in printed(capsys)
+    quantiles = tmp_path / "quantiles.safetensors"
+    assert QuantileBank.load(quantiles).quantiles.shape[::2] == (3, 8)
+
+    methods = ["source", "batch_stats", "few_shot", "ema", "distribution_matching", "unmix_tns", "tent", "dynamic_bn"]
+    choice = ["--methods", ",".join(methods), "--stream", "mixed,sequential", "--batch-size", "1,16,200"]
+    evaluate = ["evaluate", *model_options(folder), *files_of(made), *data]
+    assert main([*evaluate, *choice]) == 0
+    assert "unmix_tns" in printed(capsys)
+    results = read_results(tmp_path)
+    places = [(run["stream"], run["batch_size"]) for run in results["runs"]]
+    assert places == [(stream, size) for size in (1, 16, 200) for stream in ("mixed", "sequential")]
+    assert all(list(run["methods"]) == methods for run in results["runs"])
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[0].startswith("| stream | batch | method | mean | severity 3 | severity 5 | clean | ")
+    assert lines[0].endswith(" needs |")
+    assert len(lines) == 2 + 6 * len(methods)
+
+    on_top = ["--methods", "distribution_matching/dynamic_bn"]
+    assert main([*evaluate, *on_top]) == 2
+    assert "dynbn bank build --quantiles" in "".join(capsys.readouterr().err.split("\n"))
+    assert main([*evaluate, *on_top, "--quantiles", str(quantiles)]) == 0
+    assert list(methods_of(read_results(tmp_path))) == ["distribution_matching/dynamic_bn"]
 
 
 def test_figures(folder: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

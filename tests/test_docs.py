@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from dynbn_lightning.methods import METHODS
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -34,3 +36,27 @@ def test_detection_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert refined.refined
     assert not bank.refined
     assert [path.name for path in tmp_path.iterdir()] == ["calibrated.safetensors"]
+
+
+def test_methods_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "methods.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "methods.md", "exec"), names)
+    assert names["adapted"]
+    assert names["quantiles"].rows == names["bank"].rows == ("clean", "fog", "contrast")
+    assert names["both"].base.prior == 16
+    assert names["shapes"].strength == 0.5
+    assert [(run["stream"], run["batch_size"]) for run in names["results"]["runs"]] == [
+        ("mixed", 200),
+        ("continual", 200),
+        ("mixed", 500),
+        ("continual", 500),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["quantiles.safetensors"]
+
+
+def test_methods_page_names_every_method() -> None:
+    text = (DOCS / "methods.md").read_text()
+    for name in METHODS:
+        assert f"`{name}`" in text or name.startswith(("dynamic_bn/", "oracle", "source")), name

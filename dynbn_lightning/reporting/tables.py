@@ -42,13 +42,15 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """The table of methods for the terminal."""
+    """The table of methods for the terminal, in which there is no room for severities and needs."""
     headings, rows = table_rows(results)
     table = Table(title="top-1 accuracy, %; time and memory as multiples of the source's")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("stream", "method", "needs") else "right")
+    shown = [number for number, name in enumerate(headings) if name != "needs" and not name.startswith("severity")]
+    for heading in (headings[number] for number in shown):
+        text = heading in ("stream", "method")
+        table.add_column(heading, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[number] for number in shown))
     return table
 
 
