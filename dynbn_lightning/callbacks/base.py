@@ -88,10 +88,6 @@ class BatchNormCallback(Callback, ABC):
             self.on_next_loader()
         self.before_step(trainer, pl_module, batch)
 
-    def _after_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self._patch is not None:
-            self.after_step(trainer, pl_module, batch)
-
     def _after(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._patch is not None:
             self.after_epoch(trainer, pl_module)
@@ -140,31 +136,10 @@ class BatchNormCallback(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         """Let the method learn from the step."""
-        self._after_step(trainer, pl_module, batch)
+        if self._patch is not None:
+            self.after_step(trainer, pl_module, batch)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Let the method learn from the step."""
-        self._after_step(trainer, pl_module, batch)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Let the method learn from the step."""
-        self._after_step(trainer, pl_module, batch)
+    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the method log."""
