@@ -1,7 +1,7 @@
 """How far distribution matching should go, chosen on held-out training images: ResNets on CIFAR-10.
 
     DYNBN_DATA=../shared/data python benchmarks/matching_strength.py --made results/cifar10_real \
-        --quantiles results/methods/resnet20/quantiles.safetensors
+        --quantiles results/methods/resnet20/seed0/quantiles.safetensors
 
 Held-out training images in random cells, which neither detector, rows nor quantiles were made from (calibration chose
 its shares on them, without labels); the network has memorised them, so that accuracies are optimistic and only their

@@ -8,8 +8,8 @@
 The first command makes detector and bank (a row per cell, calibrated) from `cifar10/train`; quantiles are measured on
 the same images. Every method has its paper's settings, or those that were chosen on held-out training images; nothing
 is chosen by looking at `cifar10/test`. Prints a table for one batch size (`--severities`, mixed and sequential stream)
-and one for streams and batch sizes at severity 5, and writes DIR/NETWORK/results.json. What is in DIR already is not
-run again.
+and one for streams and batch sizes at severity 5, and writes DIR/NETWORK/seed0/results.json. What is in DIR already is
+not run again.
 
 Methods that look at each image alone run once for each batch size: every stream gives them the same.
 """
@@ -94,8 +94,14 @@ def load(options: argparse.Namespace) -> tuple[Any, BNStatsBank]:
     return model, bank.unrefined()
 
 
+def folder(options: argparse.Namespace) -> Path:
+    """Of one seed of one network."""
+    path: Path = options.output / options.network / f"seed{options.seed}"
+    return path
+
+
 def quantiles_file(options: argparse.Namespace) -> Path:
-    return options.output / options.network / "quantiles.safetensors"
+    return folder(options) / "quantiles.safetensors"
 
 
 def measure_quantiles(options: argparse.Namespace) -> None:
@@ -131,15 +137,16 @@ def columns(options: argparse.Namespace) -> list[tuple[str, int]]:
 
 def folder_of(options: argparse.Namespace, task: Task) -> Path:
     method, stream, size, severities = task
-    of_severities = "severity" + "".join(map(str, severities))
-    return options.output / options.network / of_severities / f"{stream}-{size}" / method.replace("/", "-")
+    cells = "severity" + "".join(map(str, severities))
+    cells += "" if options.corruptions is None else f"-{options.corruptions}"
+    return folder(options) / cells / f"{stream}-{size}" / method.replace("/", "-")
 
 
 def run(task: Task, options: argparse.Namespace) -> None:
     """One method on one stream with one batch size, unless that is there."""
     method, stream, size, severities = task
-    folder = folder_of(options, task)
-    if (folder / "results.json").is_file():
+    path = folder_of(options, task)
+    if (path / "results.json").is_file():
         return
     if options.jobs > 1:
         torch.set_num_threads(1)
@@ -156,7 +163,7 @@ def run(task: Task, options: argparse.Namespace) -> None:
         accelerator="cpu",
     )
     results["protocol"] |= {"model": options.network}
-    write_results(results, folder)
+    write_results(results, path)
     print(f"{options.network}: {method}, {stream}, batches of {size}, severities {severities}", flush=True)
 
 
@@ -190,7 +197,8 @@ def first_table(options: argparse.Namespace, found: dict[Task, dict[str, Any]]) 
                 percent(block["clean"]),
             ]
         block = found[method, "mixed", BATCH_SIZE, severities]
-        line += [f"{block[cost] / source[cost]:.1f}" for cost in ("ms_per_image", "memory_mib")]
+        for cost in ("ms_per_image", "memory_mib"):
+            line.append(f"{block[cost] / source[cost]:.1f}" if source[cost] else "-")
         lines.append([*line, ", ".join(block["needs"])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -223,19 +231,18 @@ def main() -> int:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             list(pool.map(partial(run, options=options), todo))
     found, runs = {}, []
-    protocol: dict[str, Any] = {}
     for task in todo:
         results = read_results(folder_of(options, task))
         found[task] = results["runs"][0]["methods"][task[0]]
-        protocol = results["protocol"]
-        runs.append({**results["runs"][0], "severities": list(task[3])})
+        runs.append({**results["runs"][0], "protocol": results["protocol"]})
+    protocol = {"network": options.network, "seed": options.seed}
+    path = write_results({"schema_version": SCHEMA_VERSION, "protocol": protocol, "runs": runs}, folder(options))
+    print(f"results: {path}\n")
     print(f"**{options.network}, batches of {BATCH_SIZE}, top-1, %; time and memory as multiples of the source's**\n")
     print(first_table(options, found))
     if options.places:
         print(f"\n**{options.network}, severity 5, by stream and batch size: top-1, %, and clean**\n")
         print(second_table(options, found))
-    summary = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "runs": runs}
-    print(f"\nresults: {write_results(summary, options.output / options.network)}")
     return 0
 
 

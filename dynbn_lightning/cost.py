@@ -49,7 +49,7 @@ def _forget_peak() -> int | None:
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")
         return _resident("VmRSS")
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
         return None
 
 

@@ -14,14 +14,24 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 import dynbn_lightning
-from dynbn_lightning.batchnorm import SOURCE_ROW, BNStatsBank, QuantileBank
+from dynbn_lightning.batchnorm import SOURCE_ROW, BNStatsBank, QuantileBank, find_batchnorm_layers
 from dynbn_lightning.cost import StepCost
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.batches import batch_info_of
 from dynbn_lightning.datamodules.streams import STREAMS
-from dynbn_lightning.errors import DataError, did_you_mean
-from dynbn_lightning.fitting import bare_trainer, quiet_lightning
-from dynbn_lightning.methods import METHODS, Tools, check_bank, check_methods, default_methods, needed_quantiles
+from dynbn_lightning.errors import BankError, DataError, did_you_mean
+from dynbn_lightning.fitting import bare_trainer, device_of, quiet_lightning
+from dynbn_lightning.methods import (
+    METHODS,
+    Tools,
+    check_bank,
+    check_methods,
+    check_oracle,
+    default_methods,
+    needed_quantiles,
+    needs_of,
+    uses_refined,
+)
 from dynbn_lightning.metrics import mean_over_corruptions
 from dynbn_lightning.modules import ClassifierModule
 from dynbn_lightning.progress import progress_bar
@@ -92,16 +102,20 @@ def evaluate(
     if bank is not None:
         bank.check_model(model)
         check_bank(methods, bank)
-    device = next((parameter.device for parameter in model.parameters()), None)
-    if needed_quantiles(methods, bank, quantiles):
-        quantiles = _clean_quantiles(model, data, bank, device, progress=progress)
-    tools = Tools(bank, detector, quantiles)
-    for name in methods:
-        METHODS[name].callbacks(tools)  # refuses rows that don't fit before hours of work
+        check_oracle(methods, bank, data.cells)
+    if tuple(methods) != ("source",):
+        find_batchnorm_layers(model, () if bank is None else bank.skip)
+    if quantiles is not None and (difference := quantiles.mismatch(model)) is not None:
+        raise BankError(f"the quantiles are of another model than {type(model).__name__}: {difference}")
     num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
+    device = next((parameter.device for parameter in model.parameters()), None)
     runs: list[dict[str, Any]] = []
     try:
+        if needed_quantiles(methods, bank, quantiles):
+            quantiles = _clean_quantiles(model, data, bank, trainer_options, progress=progress)
+        tools = Tools(bank, detector, quantiles)
         with quiet_lightning(), progress_bar(shown=progress) as bar:
+            _rehearse(model, data, methods, tools, max(batch_sizes), trainer_options)
             steps = sum(-(-num_images * len(data.cells) // size) for size in batch_sizes)
             task = bar.add_task("evaluate", total=steps * len(methods) * len(streams))
             for size in batch_sizes:
@@ -123,17 +137,40 @@ def evaluate(
         model.to(device)  # Lightning leaves it on the CPU
     return {
         "schema_version": SCHEMA_VERSION,
-        "protocol": protocol(model, data, streams, batch_sizes, bank),
+        "protocol": protocol(model, data, streams, batch_sizes, tools),
         "runs": runs,
     }
 
 
 def _clean_quantiles(
-    model: nn.Module, data: CorruptionDataModule, bank: BNStatsBank | None, device: Any, *, progress: bool
+    model: nn.Module,
+    data: CorruptionDataModule,
+    bank: BNStatsBank | None,
+    trainer_options: dict[str, Any],
+    *,
+    progress: bool,
 ) -> QuantileBank:
-    loaders = data.row_loaders(images_per_row=2000, device=device or "cpu")
+    device = device_of(trainer_options.get("accelerator", "auto"))
+    loaders = data.row_loaders(images_per_row=2000, device=device)
     skip = () if bank is None else bank.skip
-    return QuantileBank.collect(model, loaders, rows=[SOURCE_ROW], skip=skip, progress=progress)
+    return QuantileBank.collect(model.to(device), loaders, rows=[SOURCE_ROW], skip=skip, progress=progress)
+
+
+def _rehearse(
+    model: nn.Module,
+    data: CorruptionDataModule,
+    methods: Sequence[str],
+    tools: Tools,
+    batch_size: int,
+    trainer_options: dict[str, Any],
+) -> None:
+    """One batch by every method: what can't work fails before hours of work, and nothing measured is a first call."""
+    shown = copy.copy(data)
+    shown.stream, shown.batch_size = "mixed", batch_size
+    for name in methods:
+        METHODS[name].callbacks(tools)  # refuses rows that don't fit, before the first batch of any method
+    for name in methods:
+        _run(model, shown, name, tools, Callback(), False, {**trainer_options, "limit_test_batches": 1})
 
 
 def protocol(
@@ -141,9 +178,10 @@ def protocol(
     data: CorruptionDataModule,
     streams: Sequence[str],
     batch_sizes: Sequence[int],
-    bank: BNStatsBank | None,
+    tools: Tools,
 ) -> dict[str, Any]:
     """What must be said beside any number: data, cells, streams, batch sizes, counts, seed, versions."""
+    bank, quantiles = tools.bank, tools.quantiles
     return {
         **data.provenance(),
         "model": getattr(model, "name", type(model).__name__),
@@ -155,8 +193,13 @@ def protocol(
         "reset": "methods with state begin anew with each loader: each cell of the sequential and correlated streams, "
         "once in the mixed and continual ones; dynamic_bn/stream once in each stream",
         "bank": None if bank is None else {"rows": len(bank), **bank.provenance},
+        "quantiles": None
+        if quantiles is None
+        else {"rows": len(quantiles.rows), "count": quantiles.quantiles.shape[2], **quantiles.provenance},
         "calibration": None if bank is None or bank.calibration is None else dict(bank.calibration.provenance),
-        "uses": "detector, bank and calibration are made from corrupted training images: not source-free",
+        "uses": None
+        if bank is None
+        else "detector, bank and calibration are made from corrupted training images: not source-free",
         "versions": {
             "dynbn_lightning": dynbn_lightning.__version__,
             "torch": torch.__version__,
@@ -176,7 +219,8 @@ def _run(
 ) -> dict[str, Any]:
     method, cost, outcomes = METHODS[name], StepCost(), _Outcomes(len(data.test_images))
     module = ClassifierModule(model)
-    callbacks = [cost.first, *method.callbacks(tools), cost.last, advance, *([outcomes] if per_image else [])]
+    used = method.callbacks(tools)
+    callbacks = [cost.first, *used, cost.last, advance, *([outcomes] if per_image else [])]
     options = {"inference_mode": not method.gradients, **trainer_options}
     trainer = bare_trainer(callbacks=callbacks, enable_progress_bar=False, **options)
     trainer.test(module, datamodule=data, verbose=False)
@@ -189,16 +233,19 @@ def _run(
         "cells": {name: float(accuracy) for name, accuracy in accuracies.items()},
         "mean": None if mean is None else float(mean),
         **({} if detection is None else {"detection": float(detection)}),
-        "needs": list(method.needs),
+        "needs": needs_of(name, tools),
+        "settings": {type(callback).__name__: _settings(callback) for callback in used},
+        **{key: value for callback in used if (value := vars(callback).get(key := "used_images"))},
         "ms_per_image": cost.ms_per_image,
         "memory_mib": None if cost.mib is None else round(cost.mib, 1),
-        **({"refined": True} if method.bank and _uses_refined(name, tools.bank) else {}),
+        **({"refined": True} if uses_refined(name, tools.bank) else {}),
         **({"correct": pack_correct(outcomes.correct)} if per_image else {}),
     }
 
 
-def _uses_refined(name: str, bank: BNStatsBank | None) -> bool:
-    return METHODS[name].refined or (name == "dynamic_bn" and bank is not None and bank.refined)
+def _settings(callback: Callback) -> dict[str, Any]:
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(callback).items() if name[0] != "_" and isinstance(value, plain)}
 
 
 class _Outcomes(Callback):

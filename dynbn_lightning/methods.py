@@ -19,8 +19,9 @@ from dynbn_lightning.callbacks import (
     UnMixTNSCallback,
 )
 from dynbn_lightning.callbacks.dynamic_bn import RoutingMode
+from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.detection import Evidence
-from dynbn_lightning.errors import DataError, did_you_mean
+from dynbn_lightning.errors import DataError, did_you_mean, first_few
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _dynamic(
         bank = _bank(tools, calibrated=calibrated, refined=refined)
         return [DynamicBNCallback(bank, tools.detector, routing, evidence=evidence)]
 
-    needs = [CORRUPTED, *([CLASSES] if refined else []), *([CELLS] if routing == "oracle" else [])]
+    needs = [CORRUPTED, *([CELLS] if routing == "oracle" else [])]
     needs += {"image": [], "batch": [BATCHES], "stream": [STREAM]}[evidence]
     return Method(
         callbacks,
@@ -135,7 +136,7 @@ METHODS: dict[str, Method] = {
         _bank_and_shapes, (CORRUPTED,), bank=True, detector=True, quantiles="rows", by_image=True
     ),
     "unmix_tns": Method(lambda tools: [UnMixTNSCallback(skip=tools.skip)], (STREAM,)),
-    "tent": Method(lambda tools: [TentCallback(skip=tools.skip)], (GRADIENTS, BATCHES), gradients=True),
+    "tent": Method(lambda tools: [TentCallback(skip=tools.skip)], (GRADIENTS, BATCHES, STREAM), gradients=True),
     "dynamic_bn": Method(_as_it_is, (CORRUPTED,), bank=True, detector=True, by_image=True),
     "dynamic_bn/hard": _dynamic("hard", calibrated=False),
     "dynamic_bn/soft": _dynamic("soft", calibrated=False),
@@ -148,8 +149,26 @@ METHODS: dict[str, Method] = {
 }
 """The methods by name. `dynamic_bn` is ours with the bank as it is; its variants are with rows as measured, by hard and
 soft routing, with calibrated rows by the evidence of each image, of the batch, and of the stream, and with rows that
-are refined too; `oracle` is the ceiling of detection. The others are their callbacks with the papers' settings, begun
-anew with each loader of a stream."""
+are refined too; `oracle` is the ceiling of detection. The others are their callbacks with their defaults, which are the
+authors' settings for CIFAR, begun anew with each loader of a stream."""
+
+
+def needs_of(name: str, tools: Tools) -> list[str]:
+    """What a method needs with these tools: class labels too, if what it uses of the bank was fitted to them."""
+    method, bank = METHODS[name], tools.bank
+    as_it_is = name == "dynamic_bn"
+    by_labels = False
+    if method.bank and bank is not None:
+        if bank.calibration is not None and (method.calibrated or as_it_is or method.quantiles == "rows"):
+            by_labels |= bank.calibration.provenance.get("criterion") == "labels"
+        if uses_refined(name, bank):
+            by_labels |= bank.provenance.get("refined", {}).get("criterion") != "consistency"
+    return [*method.needs, *([CLASSES] if by_labels else [])]
+
+
+def uses_refined(name: str, bank: BNStatsBank | None) -> bool:
+    """Whether a method uses refined rows, which are more than statistics."""
+    return METHODS[name].refined or (name == "dynamic_bn" and bank is not None and bank.refined)
 
 
 def default_methods(bank: BNStatsBank | None, *, has_detector: bool) -> list[str]:
@@ -186,12 +205,24 @@ def check_bank(methods: Sequence[str], bank: BNStatsBank) -> None:
             raise DataError(f"method {name!r} needs a bank with refined rows: refine them with `dynbn refine`")
 
 
+def check_oracle(methods: Sequence[str], bank: BNStatsBank, cells: Sequence[Cell]) -> None:
+    """Raise `DataError` if the oracle is asked for cells that the bank has no row for."""
+    missing = [cell.name for cell in cells if cell.name not in bank.rows and cell.corruption not in bank.rows]
+    if missing and any(name.startswith("oracle") for name in methods):
+        raise DataError(f"the oracle needs a row for every cell, and the bank has none for {first_few(missing)}")
+
+
 def needed_quantiles(methods: Iterable[str], bank: BNStatsBank | None, quantiles: QuantileBank | None) -> bool:
     """Whether quantiles of clean training images are still to be measured for some methods.
 
     Raises:
-        DataError: if a method needs quantiles of a bank's rows that there are not.
+        DataError: if a method needs quantiles of a bank's rows that there are not, or they leave out other layers.
     """
+    if bank is not None and quantiles is not None and set(quantiles.skip) != set(bank.skip):
+        raise DataError(
+            f"the quantiles leave out the layers {list(quantiles.skip)}, the bank {list(bank.skip)}: measure both with "
+            "the same skip="
+        )
     for name in methods:
         if METHODS[name].quantiles != "rows" or bank is None:
             continue
@@ -199,6 +230,6 @@ def needed_quantiles(methods: Iterable[str], bank: BNStatsBank | None, quantiles
         if missing:
             raise DataError(
                 f"method {name!r} needs quantiles of every row of the bank: measure them with QuantileBank.collect or "
-                "`dynbn bank build --quantiles 64`"
+                "`dynbn bank build --quantile-count 64`"
             )
     return quantiles is None and any(METHODS[name].quantiles == "clean" for name in methods)

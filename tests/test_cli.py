@@ -213,7 +213,7 @@ def test_an_interrupt_ends_with_status_130(
     with monkeypatch.context() as patched:
         patched.setattr("dynbn_lightning.batchnorm.bank.collect_statistics", interrupted)
         assert main(command) == 130
-    assert "interrupted; finished rows are kept, and the same command goes on" in capsys.readouterr().err
+    assert "interrupted; finished rows of the bank are kept, and the same command goes on" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # none was finished
 
 

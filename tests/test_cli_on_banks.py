@@ -109,7 +109,7 @@ def test_all_methods_on_streams_and_batch_sizes_in_one_command(
     folder: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--output", str(tmp_path), "--accelerator", "cpu", *DATA]
-    build = ["bank", "build", *model_options(folder), "--images-per-row", "30", "--quantiles", "8"]
+    build = ["bank", "build", *model_options(folder), "--images-per-row", "30", "--quantile-count", "8"]
     assert main([*build, *data]) == 0
     assert "8 quantiles of each channel in the same rows" in printed(capsys)
     quantiles = tmp_path / "quantiles.safetensors"
@@ -131,7 +131,7 @@ def test_all_methods_on_streams_and_batch_sizes_in_one_command(
 
     on_top = ["--methods", "distribution_matching/dynamic_bn"]
     assert main([*evaluate, *on_top]) == 2
-    assert "dynbn bank build --quantiles" in "".join(capsys.readouterr().err.split("\n"))
+    assert "dynbn bank build --quantile-count" in "".join(capsys.readouterr().err.split("\n"))
     assert main([*evaluate, *on_top, "--quantiles", str(quantiles)]) == 0
     assert list(methods_of(read_results(tmp_path))) == ["distribution_matching/dynamic_bn"]
 

@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from dynbn_lightning import BNStatsBank, CorruptionDataModule, DetectorModule, QuantileBank, evaluate
+from dynbn_lightning import (
+    BNStatsBank,
+    CorruptionDataModule,
+    DetectorModule,
+    QuantileBank,
+    evaluate,
+    evaluation,
+)
 from dynbn_lightning.batchnorm import Calibration
 from dynbn_lightning.cost import PeakMemory
-from dynbn_lightning.errors import BankError, DataError
-from dynbn_lightning.methods import METHODS
+from dynbn_lightning.errors import BankError, DataError, UnsupportedModelError
+from dynbn_lightning.methods import METHODS, Tools, needs_of
 from dynbn_lightning.models import cifar_resnet8
 from dynbn_lightning.reporting import methods_of
 
@@ -68,7 +75,13 @@ def made(model: torch.nn.Module) -> dict[str, Any]:
     weight, bias = torch.ones_like(bank.mean), torch.zeros_like(bank.mean)
     weight[1:] += 0.1
     return {
-        "bank": replace(bank, calibration=Calibration(shares, shares / 3), weight=weight, bias=bias),
+        "bank": replace(
+            bank,
+            calibration=Calibration(shares, shares / 3, provenance={"criterion": "consistency"}),
+            weight=weight,
+            bias=bias,
+            provenance={**bank.provenance, "refined": {"criterion": "labels"}},
+        ),
         "detector": DetectorModule(rows=make_data().rows),
         "quantiles": QuantileBank.collect(model, loaders, count=16, progress=False),
     }
@@ -106,7 +119,8 @@ def test_what_a_method_needs_stands_beside_its_results(
     name: str, on_streams: dict[tuple[str, int], dict[str, Any]]
 ) -> None:
     block = on_streams["mixed", 20][name]
-    assert block["needs"] == list(METHODS[name].needs)
+    fitted_to_labels = name in ("dynamic_bn", "dynamic_bn/refined")  # by the fixture's refinement
+    assert block["needs"] == [*METHODS[name].needs, *(["class labels of them"] if fitted_to_labels else [])]
     assert block["ms_per_image"] > 0
     assert block["memory_mib"] is None or block["memory_mib"] >= 0
     assert ("gradients" in block["needs"]) == METHODS[name].gradients
@@ -132,7 +146,11 @@ def test_one_command_compares_them_all_on_streams_and_batch_sizes(model: torch.n
             assert block.get("same_as") == ("mixed" if copied else None)
     assert results["protocol"]["batch_sizes"] == [8, 40]
     assert results["protocol"]["streams"] == ["mixed", "sequential"]
-    assert methods_of(results)["dynamic_bn"]["refined"] is True
+    blocks = methods_of(results)
+    assert blocks["dynamic_bn"]["refined"] is True
+    assert blocks["few_shot"]["settings"]["FewShotBNCallback"]["images"] == 32
+    assert len(blocks["few_shot"]["used_images"][0]) == 32, "which images, in the results"
+    assert results["protocol"]["quantiles"]["count"] == 64
 
 
 def test_quantiles_are_measured_where_none_are_given(model: torch.nn.Module, made: dict[str, Any]) -> None:
@@ -159,6 +177,55 @@ def test_missing_quantiles_are_refused_before_any_work(
     monkeypatch.undo()
     with pytest.raises(BankError, match="weights are others"):
         evaluate(cifar_resnet8(width=4), make_data(), methods=("distribution_matching",), quantiles=made["quantiles"])
+
+
+def test_class_labels_are_needed_where_the_bank_was_fitted_to_them(made: dict[str, Any]) -> None:
+    def needs(name: str, calibrated: str, refined: str) -> bool:
+        calibration = replace(made["bank"].calibration, provenance={"criterion": calibrated})
+        bank = replace(made["bank"], calibration=calibration, provenance={"refined": {"criterion": refined}})
+        return "class labels of them" in needs_of(name, Tools(bank))
+
+    assert needs("dynamic_bn/refined", "consistency", "labels")
+    assert not needs("dynamic_bn/refined", "consistency", "consistency")
+    assert not needs("dynamic_bn/calibrated", "consistency", "labels")
+    assert needs("dynamic_bn/calibrated", "labels", "consistency")
+    assert needs("distribution_matching/dynamic_bn", "labels", "consistency")
+    assert not needs("dynamic_bn/soft", "labels", "labels")
+    assert needs("dynamic_bn", "consistency", "labels")
+    assert not needs("batch_stats", "labels", "labels")
+
+
+def test_what_cannot_work_is_refused_before_any_method_has_run(
+    model: torch.nn.Module, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full: list[str] = []
+    run = evaluation._run
+
+    def watched(*args: Any) -> Any:
+        full.extend([] if "limit_test_batches" in args[-1] else [args[2]])
+        return run(*args)
+
+    monkeypatch.setattr(evaluation, "_run", watched)
+    options: dict[str, Any] = {"progress": False, **made}
+    loaders = make_data().row_loaders(images_per_row=40)
+    other_skip = QuantileBank.collect(model, loaders, rows=["clean"], skip=["bn1"], progress=False)
+    without_rows = replace(made["bank"], rows=("clean", "fog", "snow"))
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    misfits: list[tuple[torch.nn.Module, tuple[str, ...], dict[str, Any], type[Exception], str]] = [
+        (model, ("source", "distribution_matching"), {"quantiles": other_skip}, DataError, "same skip="),
+        (model, ("source", "oracle"), {"bank": without_rows}, DataError, "contrast/5"),
+        (plain, ("source", "batch_stats"), {"bank": None}, UnsupportedModelError, "no BatchNorm"),
+    ]
+    for network, methods, changed, error, message in misfits:
+        with pytest.raises(error, match=message):
+            evaluate(network, make_data(), methods=methods, **{**options, **changed})
+    normalised = make_data(normalization="imagenet")
+    bank = replace(made["bank"], provenance={**made["bank"].provenance, "normalization": "cifar10"})
+    with pytest.raises(DataError, match="must agree"):
+        evaluate(model, normalised, methods=("source", "dynamic_bn"), **{**options, "bank": bank})
+    assert full == []
+    evaluate(model, make_data(), methods=("source", "ema"), **options)
+    assert full == ["source", "ema"]
 
 
 @pytest.mark.parametrize("batch_sizes", [(), (0,), (4, 4), (4, -1)])

@@ -111,7 +111,7 @@ def test_short_form_of_the_comparison_on_real_images(dynbn_data: Path, tmp_path:
     command += ["--severities", "5", "--places", "mixed:200,continual:200", "--methods", methods]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    results = read_results(tmp_path / "out" / "resnet20")
+    results = read_results(tmp_path / "out" / "resnet20" / "seed0")
     found = {(run["stream"], method): block for run in results["runs"] for method, block in run["methods"].items()}
     assert set(found) == {
         ("mixed", "source"),
@@ -130,7 +130,7 @@ def test_short_form_of_the_comparison_on_real_images(dynbn_data: Path, tmp_path:
     assert "| batch_stats |" in finished.stdout
 
     # What is there is not run again, and more can be added.
-    kept = tmp_path / "out" / "resnet20" / "severity5" / "mixed-200" / "source" / "results.json"
+    kept = tmp_path / "out" / "resnet20" / "seed0" / "severity5-contrast" / "mixed-200" / "source" / "results.json"
     before = kept.stat().st_mtime_ns
     shutil.rmtree(kept.parent.parent / "batch_stats")
     again = subprocess.run(command, capture_output=True, text=True, check=False)

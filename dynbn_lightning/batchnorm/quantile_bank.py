@@ -27,7 +27,12 @@ _SAMPLES = 16_384
 """Activations of each channel that a batch's quantiles are measured on."""
 
 QUANTILE_FILE = FileKind(
-    "quantile bank", "dynbn_quantiles", 1, (1,), ("quantiles",), "QuantileBank.save or `dynbn bank build --quantiles`"
+    "quantile bank",
+    "dynbn_quantiles",
+    1,
+    (1,),
+    ("quantiles",),
+    "QuantileBank.save or `dynbn bank build --quantile-count`",
 )
 
 
@@ -80,6 +85,8 @@ class QuantileBank:
         progress: bool = True,
     ) -> QuantileBank:
         """Measure the quantiles of a model's activations on each row's images; the model is as it was afterwards.
+
+        Each process of `torch.distributed` measures on the images that it is given, for itself.
 
         Args:
             model: with its own statistics.
@@ -185,9 +192,11 @@ class _Measuring:
 
     def __call__(self, layer: PatchedLayer, x: Tensor) -> Tensor:
         sample = sampled(x.reshape(len(x), x.shape[1], -1), _SAMPLES, per_image=False)
-        found = quantiles_of(sample, self.count)[0].double() * len(x)
-        if not x.isfinite().all():  # sorted last, a little NaN would be in no quantile
-            found = found * float("nan")
+        found = quantiles_of(sample, self.count)[0]
+        # Sorted last, a little NaN would be in no quantile; the extremes are NaN if any value is.
+        low, high = x.aminmax()
+        found = torch.where((high - low).isfinite(), found, float("nan"))
+        found = (found.cpu() if found.device.type == "mps" else found).double() * len(x)
         self.total = found if self.total is None else self.total + found
         self.images += len(x)
         return layer.own_forward(x) if self.matching is None else self.matching(layer, x)

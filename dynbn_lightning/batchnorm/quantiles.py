@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _CACHED_VALUES = 2**17
+_VALUES_ON_DEVICE = 2**26  # beyond the start of an operation more values at once gain nothing, and take memory
 
 
 def probabilities(count: int) -> Tensor:
@@ -28,11 +29,18 @@ def quantiles_of(values: Tensor, count: int) -> Tensor:
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     ordered = values.to(dtype).sort(dim=-1).values
-    place = probabilities(count) * (values.shape[-1] - 1)
-    below = place.long()
-    above = (below + 1).clamp(max=values.shape[-1] - 1)
-    share = (place - below).to(values.device, dtype)
-    return torch.lerp(ordered[..., below.to(values.device)], ordered[..., above.to(values.device)], share)
+    below, above, share = _places(count, values.shape[-1], values.device, dtype)
+    return torch.lerp(ordered[..., below], ordered[..., above], share)
+
+
+@lru_cache(maxsize=256)
+def _places(count: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of `length` ordered values a quantile lies between, and how far; kept, or each call would wait for CUDA."""
+    with torch.inference_mode(False):
+        place = probabilities(count) * (length - 1)
+        below = place.long()
+        share = (place - below).to(dtype)
+        return below.to(device), (below + 1).clamp(max=length - 1).to(device), share.to(device)
 
 
 def sampled(x: Tensor, samples: int | None, *, per_image: bool) -> Tensor:
@@ -50,20 +58,20 @@ def sampled(x: Tensor, samples: int | None, *, per_image: bool) -> Tensor:
     if per_image:
         if samples is None or length <= samples:
             return x
-        return x.index_select(2, _draws(1, length, samples)[0].to(x.device))
+        return x.index_select(2, _draws(1, length, samples, x.device)[0])
     if samples is not None and images * length > samples:
         if images > samples:
             x = x[:: images // samples]
-        draws = _draws(len(x), length, max(1, samples // len(x))).to(x.device)
+        draws = _draws(len(x), length, max(1, samples // len(x)), x.device)
         x = x.gather(2, draws.unsqueeze(1).expand(-1, channels, -1))
     return x.transpose(0, 1).reshape(1, channels, -1)
 
 
 @lru_cache(maxsize=256)
-def _draws(images: int, length: int, count: int) -> Tensor:
+def _draws(images: int, length: int, count: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(length)
     with torch.inference_mode(False):  # kept for forwards in any mode
-        return torch.randint(length, (images, count), generator=generator, device="cpu")
+        return torch.randint(length, (images, count), generator=generator, device="cpu").to(device)
 
 
 def map_values(x: Tensor, start: Tensor, end: Tensor, bins: int | None = None) -> Tensor:
@@ -71,7 +79,7 @@ def map_values(x: Tensor, start: Tensor, end: Tensor, bins: int | None = None) -
 
     With the quantiles of two distributions as knots this is the 1-D Wasserstein-optimal map between them. Beyond the
     first and the last knot it goes on with the slope between these two, so the map commutes with shifts and scalings.
-    Where all knots of `start` are one value, so is the result: the mean of `end`.
+    Where several knots of `start` are one value, that value goes to the mean of theirs in `end`.
 
     Args:
         x: (N, C, L), floating.
@@ -84,7 +92,7 @@ def map_values(x: Tensor, start: Tensor, end: Tensor, bins: int | None = None) -
         (N, C, L) in the dtype of `x`.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    start, end = start.to(dtype), end.to(dtype)
+    start, end = start.to(dtype), _mean_of_ties(start.to(dtype), end.to(dtype))
     if bins is None:
         return _interpolate(x.to(dtype), start.expand(len(x), -1, -1), end.expand(len(x), -1, -1)).to(x.dtype)
     low, width = start[..., :1], (start[..., -1:] - start[..., :1]) / bins
@@ -114,6 +122,14 @@ def _interpolate(x: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return torch.where(constant, end.mean(1, keepdim=True), moved).view(x.shape)
 
 
+def _mean_of_ties(start: Tensor, end: Tensor) -> Tensor:
+    first = torch.zeros_like(start[..., :1], dtype=torch.long)
+    group = torch.cat([first, (start.diff(dim=-1) > 0).long()], -1).cumsum(-1)
+    sums = torch.zeros_like(end).scatter_add(-1, group, end)
+    counts = torch.zeros_like(end).scatter_add(-1, group, torch.ones_like(end))
+    return (sums / counts.clamp(min=1)).gather(-1, group)
+
+
 def _constant(dtype: torch.dtype) -> float:
     """The range up to which a channel is taken for constant: slopes over less would not be finite."""
     return torch.finfo(dtype).tiny * 2**13
@@ -125,7 +141,7 @@ def _look_up(x: Tensor, scale: Tensor, offset: Tensor, slopes: Tensor, shifts: T
     tables, _, bins = slopes.shape
     flat_slopes, flat_shifts = slopes.view(-1), shifts.view(-1)
     first = (torch.arange(tables * channels, device=x.device, dtype=torch.int32) * bins).view(tables, channels, 1)
-    at_once = max(1, _CACHED_VALUES // (channels * length)) if x.device.type == "cpu" else images
+    at_once = max(1, (_CACHED_VALUES if x.device.type == "cpu" else _VALUES_ON_DEVICE) // (channels * length))
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for begin in range(0, images, at_once):
         some = slice(begin, begin + at_once)

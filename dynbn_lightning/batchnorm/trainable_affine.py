@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer
@@ -15,7 +16,7 @@ class TrainableAffinePolicy:
     The layer's own are left alone. A layer without scale and shift has nothing to optimise.
 
     Attributes:
-        weight: scale, (C,) float32, a leaf that requires gradients; None for a layer without.
+        weight: scale, (C,) in at least float32, a leaf that requires gradients; None for a layer without.
         bias: shift, likewise.
     """
 
@@ -45,4 +46,4 @@ class TrainableAffinePolicy:
 
 
 def _float_copy(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().float().clone()
+    return None if value is None else value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)

@@ -50,8 +50,8 @@ def unmixed_moments(
 ) -> tuple[Tensor, Tensor]:
     """What each image is normalised by: the moments of K components that have each moved towards it by their weight.
 
-    Tomar et al. 2024, section 3.2: mean_k' = (1 - p_k) mean_k + p_k mean of the image, the same for the variance; their
-    equal mixture has mean = avg_k mean_k' and var = avg_k var_k' + avg_k (mean_k' - mean)^2.
+    As in the code of Tomar et al. 2024: mean_k' = (1 - p_k) mean_k + p_k mean of the image, the same for the variance;
+    their equal mixture has mean = avg_k mean_k' and var = avg_k var_k' + avg_k (mean_k' - mean)^2.
 
     Args:
         image_mean: each image's own mean, (N, C).

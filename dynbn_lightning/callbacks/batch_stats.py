@@ -21,8 +21,8 @@ class BatchStatsCallback(LayerwiseCallback[BatchStatisticsPolicy]):
     default). Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation",
     section 3, blend with the source statistics, which count as N images beside the batch's n:
     mean = N / (N + n) * source mean + n / (N + n) * batch mean, and the same for the variances. With the share itself
-    given, whatever n, it is alpha-BN. Good on large batches of one corruption; on mixed streams all images share
-    statistics that are right for none.
+    given, whatever n, it is alpha-BN, whose alpha some count as the batch's share, 1 - `source_weight`. Good on large
+    batches of one corruption; on mixed streams all images share statistics that are right for none.
 
     Args:
         prior: N, how many images the source statistics count as; 0 for the batch alone.

@@ -33,9 +33,9 @@ class DistributionMatchingCallback(BatchNormCallback):
         base: a `DynamicBNCallback`, which is then not given to the Trainer itself.
         per: without a base, F_test of the `"batch"` or of each `"image"`.
         strength: how much of the way activations go, in [0, 1]; with a base, how much of the shape is corrected. By
-            default 1 with the batch's F_test, as in the paper; 0.1 with each image's, for all of the way would leave
-            nothing of what tells images apart; 1/2 with a base (these two chosen on held-out training images of
-            CIFAR-10).
+            default 1 with the batch's F_test, as in the paper; 0.1 with each image's, for after all of the way every
+            image has the same distribution in every channel; 1/2 with a base (these two chosen on held-out training
+            images of CIFAR-10).
         samples: without a base, how many activations of each channel F_test is estimated from; `"auto"` for 2,048 of a
             batch and 128 of an image, None for all of them and the map without its table, which costs ten times as
             much.

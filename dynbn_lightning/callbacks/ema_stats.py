@@ -14,9 +14,10 @@ class EMAStatsCallback(StreamStatisticsCallback):
     """Statistics follow the stream: an exponential average of the batches', begun at the source statistics.
 
     Before each batch, mean <- (1 - momentum) * mean + momentum * batch mean, and the same for the (unbiased) variance;
-    the batch is then normalised by the average. That is how torch's running statistics move in training, gone on with
-    at test time; known as EMA or Norm-EMA in comparisons of test-time adaptation. Works with batches of any size, one
-    image among them, where the stream keeps to a corruption for some dozen batches.
+    the batch is then normalised by the average, layer after layer in one forward. That is how torch's running
+    statistics move in training, gone on with at test time. Comparisons of test-time adaptation know it as EMA; some
+    move the statistics in a forward of its own, in training mode, and predict in a second one. For streams that keep to
+    a corruption for some dozen batches. Of single images it averages the variance within an image alone.
 
     Args:
         momentum: what each batch weighs, in [0, 1].

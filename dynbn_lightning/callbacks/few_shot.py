@@ -21,13 +21,14 @@ class FewShotBNCallback(StreamStatisticsCallback):
     Benz et al. 2021, "Revisiting Batch Normalization for Improving Corruption Robustness", section 4: one batch of 32
     images of each corruption and severity goes through the network in training mode, with cumulative averaging from
     nothing, so that its statistics replace the source's in full. Here it is the first images of each dataloader: in the
-    sequential stream of a `CorruptionDataModule`, whose order is random, a loader is a cell. They are predicted too,
-    with the statistics they gave; in batches smaller than `images`, with those of the images up to then. A stream that
-    mixes cells in one loader gives one set of statistics to all of them.
+    sequential stream of a `CorruptionDataModule`, whose order is drawn once by the seed, a loader is a cell, and they
+    are the same images in every cell. They are predicted too, with the statistics they gave; in batches smaller than
+    `images`, with those of the images up to then. A stream that mixes cells in one loader gives one set of statistics
+    to all of them.
 
     Args:
         images: how many.
-        reset: `"loader"`, other images for each dataloader, or `"never"`, those of the first one for the whole run.
+        reset: `"loader"`, the first images of each dataloader, or `"never"`, those of the first one for the whole run.
         skip: names of layers of the LightningModule, or of modules that hold some, which keep their own statistics.
 
     Attributes:

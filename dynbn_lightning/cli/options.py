@@ -33,6 +33,14 @@ def positive(text: str) -> int:
     return number
 
 
+def at_least_two(text: str) -> int:
+    """A whole number of at least 2."""
+    number = positive(text)
+    if number < 2:
+        raise ArgumentTypeError(f"expected a whole number of at least 2, got {text!r}")
+    return number
+
+
 def sizes(text: str) -> list[int]:
     """Whole numbers of at least 1 with commas between them."""
     return [positive(number) for number in names(text)]

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from dynbn_lightning.cli import run
-from dynbn_lightning.cli.options import data_options, model_options, names, positive, run_options
+from dynbn_lightning.cli.options import at_least_two, data_options, model_options, names, positive, run_options
 
 Command = Callable[[Namespace, Console], None]
 
@@ -88,13 +88,13 @@ def build_parser() -> ArgumentParser:
         help="training images for each row; if not given 2000 for a row per corruption, 500 for one per cell",
     )
     build.add_argument(
-        "--quantiles",
-        type=positive,
+        "--quantile-count",
+        type=at_least_two,
         metavar="N",
-        help="besides, measure N quantiles of the activations in each row, for distribution matching; writes "
-        "DIR/quantiles.safetensors",
+        help="besides, measure N quantiles of the activations in each row, for distribution matching on top of the "
+        "bank; writes DIR/quantiles.safetensors. 64 is usual",
     )
-    build.set_defaults(interrupted="finished rows are kept, and the same command goes on after them")
+    build.set_defaults(interrupted="finished rows of the bank are kept, and the same command goes on after them")
     build.add_argument(
         "--skip", type=names, default=(), metavar="A,B", help="layers to leave as they are, for unsupported ones"
     )
@@ -165,7 +165,8 @@ def build_parser() -> ArgumentParser:
         "--quantiles",
         type=Path,
         metavar="FILE",
-        help="quantiles.safetensors of this model; measured on clean training images if not given",
+        help="quantiles.safetensors of `dynbn bank build --quantile-count`; for distribution_matching and "
+        "distribution_matching/image measured on clean training images if not given",
     )
     evaluate.add_argument("--bank", type=Path, metavar="FILE", help="bank.safetensors of this model")
     evaluate.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the bank's rows")

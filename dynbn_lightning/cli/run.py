@@ -70,10 +70,10 @@ def bank_build(options: Namespace, console: Console) -> None:
     path = options.output / "bank.safetensors"
     bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
     console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")
-    if options.quantiles is not None:
+    if options.quantile_count is not None:
         path = options.output / "quantiles.safetensors"
-        QuantileBank.collect(model, loaders, count=options.quantiles, skip=options.skip).save(path)
-        console.print(f"{path}: {options.quantiles} quantiles of each channel in the same rows")
+        QuantileBank.collect(model, loaders, count=options.quantile_count, skip=options.skip).save(path)
+        console.print(f"{path}: {options.quantile_count} quantiles of each channel in the same rows")
 
 
 def _model_and_data(options: Namespace) -> tuple[Any, CorruptionDataModule]:

@@ -148,19 +148,25 @@ def correlated_order(labels: Sequence[int], concentration: float, seed: int) -> 
 
     As Gong et al. 2022, "NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation", section 4: there
     are as many slots as classes; the images of each class are dealt to slots in shares drawn from a Dirichlet
-    distribution, and within a slot they come class by class, in a random order of classes.
+    distribution, and within a slot they come class by class, in a random order of classes. Their code besides closes
+    slots that have their share of all images, and draws again while a slot is nearly empty; here slots are as large as
+    they are drawn.
 
     Args:
         labels: the class of each image.
         concentration: of the Dirichlet distribution; small ones put a class into few slots, large ones deal evenly.
         seed: of all draws.
     """
-    random = np.random.default_rng(seed)
-    classes = sorted(set(labels))
-    slots: list[list[list[int]]] = [[] for _ in classes]
+    random, known = np.random.default_rng(seed), np.asarray(labels)
+    classes = np.unique(known)
+    slots: list[list[np.ndarray]] = [[] for _ in classes]
     for label in classes:
-        images = random.permutation([index for index, its_label in enumerate(labels) if its_label == label])
+        images = random.permutation(np.flatnonzero(known == label))
         ends = np.rint(np.cumsum(random.dirichlet([concentration] * len(slots))) * len(images)).astype(int)
         for slot, run in zip(slots, np.split(images, ends[:-1]), strict=True):
-            slot.append(run.tolist())
-    return [index for slot in slots for place in random.permutation(len(slot)) for index in slot[place]]
+            slot.append(run)
+    order: list[int] = []
+    for slot in slots:
+        for place in random.permutation(len(slot)):
+            order += slot[place].tolist()
+    return order
