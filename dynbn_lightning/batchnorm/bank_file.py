@@ -97,7 +97,7 @@ def read_bank_file(path: Path, kind: FileKind = BANK_FILE) -> tuple[dict[str, Te
     return tables, metadata
 
 
-def _checksum(tables: Mapping[str, Tensor], described: str, kind: FileKind) -> str:
+def _checksum(tables: Mapping[str, Tensor], described: str, kind: FileKind = BANK_FILE) -> str:
     digest = hashlib.sha256(described.encode())
     # The names of the first format's tables are not in its checksum.
     for name in (*kind.tables, *sorted(set(tables) - {*kind.tables})):

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torch.optim import Adam, Optimizer
 
 from ..batchnorm import Patch, TrainableAffinePolicy, check_count
@@ -144,7 +145,7 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
         with torch.enable_grad():
             with trainer.precision_plugin.forward_context():
                 logits = self.logits_of(pl_module, batch)
-            loss = entropy(logits.float()).mean()
+            loss = Categorical(logits=logits.float(), validate_args=False).entropy().mean()  # type: ignore[no-untyped-call]
             # To these alone: the model's own parameters keep the gradients they had.
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -160,9 +161,3 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
         """Let the next run go on from what `state_dict` gave."""
         super().load_state_dict(state_dict)
         self._loaded_optimizer = state_dict["optimizer"]
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy of the softmax of logits (N, K), in nats, (N,)."""
-    logs = logits.log_softmax(dim=1)
-    return -(logs.exp() * logs).sum(dim=1)

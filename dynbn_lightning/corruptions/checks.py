@@ -69,7 +69,8 @@ def check_cells(name: str | Sequence[str], severity: int | Sequence[int] | Tenso
             )
     if not isinstance(severity, Sequence):
         severities = [0 if name == CLEAN else severity for name in names]
-    cells = {pair: Cell(*pair) for pair in set(zip(names, severities, strict=True))}
+    # Not a set, whose order differs from process to process: the first misfit is named.
+    cells = {pair: Cell(*pair) for pair in dict.fromkeys(zip(names, severities, strict=True))}
     return [cells[pair] for pair in zip(names, severities, strict=True)]
 
 
