@@ -86,7 +86,7 @@ def map_values(x: Tensor, start: Tensor, end: Tensor, bins: int | None = None) -
         start: (N, C, Q), or (1, C, Q) for all images; ascending.
         end: where they go, of the shape of `start`.
         bins: take the maps at the ends of so many equal bins of each range of knots, and straight between, which costs
-            an eighth; None for the knots themselves.
+            far less; None for the knots themselves.
 
     Returns:
         (N, C, L) in the dtype of `x`.

@@ -37,7 +37,7 @@ class DistributionMatchingCallback(BatchNormCallback):
             image has the same distribution in every channel; 1/2 with a base (these two chosen on held-out training
             images of CIFAR-10).
         samples: without a base, how many activations of each channel F_test is estimated from; `"auto"` for 2,048 of a
-            batch and 128 of an image, None for all of them and the map without its table, which costs ten times as
+            batch and 128 of an image, None for all of them and the map without its table, which costs many times as
             much.
 
     Raises:

@@ -93,8 +93,14 @@ def data_options(
             "--row-per", default="corruption", choices=["corruption", "cell"], help="what detector and bank tell apart"
         )
     if batch_sizes:
+        parser.set_defaults(batch_size=128)  # of the data itself, which each run sets to its own
         group.add_argument(
-            "--batch-size", type=sizes, default="128", metavar="N,M", help="images per batch, one run for each"
+            "--batch-size",
+            dest="batch_sizes",
+            type=sizes,
+            default="128",
+            metavar="N,M",
+            help="images per batch, one run for each",
         )
     else:
         group.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per batch")

@@ -27,7 +27,7 @@ def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionData
         corruptions=COMMON_CORRUPTIONS if options.corruptions is None else options.corruptions,
         severities=options.severities,
         row_per=options.row_per,
-        batch_size=options.batch_size if isinstance(options.batch_size, int) else options.batch_size[0],
+        batch_size=options.batch_size,
         num_workers=options.num_workers,
         seed=options.seed,
     )
@@ -128,7 +128,7 @@ def evaluate(options: Namespace, console: Console) -> None:
     methods = options.methods or default_methods(bank, has_detector=has_detector)
     check_methods(methods, has_bank=bank is not None, has_detector=has_detector)
     check_streams(options.stream)
-    check_batch_sizes(options.batch_size)
+    check_batch_sizes(options.batch_sizes)
     needed_quantiles(methods, bank, quantiles)
     if bank is not None:
         check_bank(methods, bank)
@@ -140,7 +140,7 @@ def evaluate(options: Namespace, console: Console) -> None:
         data,
         methods=methods,
         streams=options.stream,
-        batch_sizes=options.batch_size,
+        batch_sizes=options.batch_sizes,
         bank=bank,
         detector=options.detector,
         quantiles=quantiles,

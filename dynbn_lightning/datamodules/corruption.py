@@ -18,6 +18,7 @@ from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of,
 from ..errors import DataError, did_you_mean
 from ..models.normalization import Normalization
 from .batches import BatchInfo, DrawnBatch, PixelBatch, corrupt_pixels, shift_and_flip
+from .drawn_cells import Part, cell_of_row, drawn_cell, images_of_part
 from .images import PixelDataset
 from .row_loaders import Batches, RowLoaders
 from .seeds import hashed_random
@@ -26,7 +27,6 @@ from .streams import STREAMS, Stream, make_loader, stream_pairs
 
 Task = Literal["detector", "classifier"]
 Granularity = Literal["corruption", "cell"]
-Part = Literal["fit", "choose", "check"]
 
 
 class CorruptionDataModule(LightningDataModule):
@@ -196,8 +196,10 @@ class CorruptionDataModule(LightningDataModule):
         _ = self._source
 
     def setup(self, stage: str) -> None:
-        """Forget what a run that was interrupted left."""
+        """Forget the last batch, which a run that was interrupted may have left."""
         self.batch_info = None
+
+    teardown = setup
 
     def on_exception(self, exception: BaseException) -> None:
         """Forget the last batch."""
@@ -236,10 +238,6 @@ class CorruptionDataModule(LightningDataModule):
             # A datamodule that has this hook silences the module's.
             batch = module.on_after_batch_transfer(batch, dataloader_idx)
         return batch
-
-    def teardown(self, stage: str) -> None:
-        """Forget the last batch."""
-        self.batch_info = None
 
     # What a bank is collected from
 
@@ -304,11 +302,9 @@ class CorruptionDataModule(LightningDataModule):
             raise DataError(f"part={part!r}: {did_you_mean(str(part), get_args(Part))}")
         if images < 1 or batch_size < 1:
             raise DataError(f"images={images!r} and batch_size={batch_size!r} must be at least 1")
-        fit, held_out = self._split
-        checked = max(1, len(held_out) // 4)
-        indices = {"fit": fit, "choose": held_out[checked:], "check": held_out[:checked]}[part]
+        indices = images_of_part(*self._split, part)
         if not indices:
-            raise DataError(f"{len(held_out)} held-out training images are too few: raise validation_fraction")
+            raise DataError(f"{len(self._split[1])} held-out training images are too few: raise validation_fraction")
         count = -(-images // batch_size)
         corruptions = (CLEAN, *self.corruptions) if clean else self.corruptions
 
@@ -358,14 +354,10 @@ class CorruptionDataModule(LightningDataModule):
         return loaders[0] if self.stream in ("mixed", "continual") else loaders
 
     def _cell_of(self, row: str, index: int, epoch: int = -1) -> Cell:
-        if row == CLEAN or "/" in row:
-            return Cell.parse(row)
-        return Cell(row, hashed_random("severity", self.seed, row, index, epoch).choice(self.severities))
+        return cell_of_row(row, self.severities, seed=self.seed, index=index, epoch=epoch)
 
     def _draw_cell(self, index: int, epoch: int) -> Cell:
-        # Clean as often as each corruption, also where a row is a cell: most images that a model meets are clean.
-        corruption = hashed_random("row", self.seed, index, epoch).choice((CLEAN, *self.corruptions))
-        return self._cell_of(corruption, index, epoch)
+        return drawn_cell(self.corruptions, self.severities, seed=self.seed, index=index, epoch=epoch)
 
     def _row_of(self, cell: Cell) -> int:
         return self.rows.index(cell.name if self.row_per == "cell" else cell.corruption)
