@@ -23,7 +23,7 @@ from dynbn_lightning import BNStatsBank, CorruptionDataModule, calibrate, evalua
 from dynbn_lightning.batchnorm import Calibration
 from dynbn_lightning.calibrating import check
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS
-from dynbn_lightning.reporting import SCHEMA_VERSION, methods_of, write_results
+from dynbn_lightning.reporting import SCHEMA_VERSION, accuracies, methods_of, write_results
 
 WAYS: dict[str, dict[str, Any] | None] = {
     "rows as measured": None,
@@ -90,13 +90,19 @@ def main() -> int:
         result = evaluate(model, shown, methods=[method], bank=bank, detector=detector)
         tested = methods_of(result)[method]
         held_out = checked["source" if name == "source" else "calibrated"]
-        hardest = [accuracy for cell, accuracy in tested["cells"].items() if cell.endswith("/5")]
+        hardest = [accuracy for cell, accuracy in accuracies(tested).items() if cell.endswith("/5")]
         found[name] = {"check": held_out, **tested}
-        columns = (held_out["agreement"], held_out["accuracy"], tested["mean"], sum(hardest) / len(hardest))
-        print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in (*columns, tested["clean"])) + " |")
+        columns = (held_out["agreement"], held_out["accuracy"], tested["mean"]["accuracy"], sum(hardest) / len(hardest))
+        print(
+            f"| {name} | "
+            + " | ".join(f"{100 * share:.1f}" for share in (*columns, tested["clean"]["accuracy"]))
+            + " |"
+        )
     protocol = {**result["protocol"], "model": options.network, "calibrated_on": options.images}
     runs = [{"stream": "mixed", "batch_size": 200, "methods": found}]
-    path = write_results({"schema_version": SCHEMA_VERSION, "protocol": protocol, "runs": runs}, options.output)
+    path = write_results(
+        {"schema_version": SCHEMA_VERSION, "protocol": protocol, "missing": [], "runs": runs}, options.output
+    )
     print(f"results: {path}")
     return 0
 

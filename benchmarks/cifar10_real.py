@@ -34,7 +34,7 @@ from dynbn_lightning import BNStatsBank, CorruptionDataModule, calibrate, load_m
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from dynbn_lightning.evaluation import evaluate
 from dynbn_lightning.fitting import fit_detector
-from dynbn_lightning.reporting import read_results, write_results
+from dynbn_lightning.reporting import is_complete, write_results
 
 BATCH_SIZE = 200
 SHORT_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "contrast")
@@ -149,25 +149,24 @@ class Run:
         bank = BNStatsBank.load(self.bank, self.model)
         for stream, method in EVALUATIONS:
             path = self.folder / stream / method.replace("/", "-")
-            if method not in self.methods or (path / "results.json").is_file():
+            if method not in self.methods or is_complete(path):
                 continue
             began = time.perf_counter()
-            results = evaluate(
+            evaluate(
                 self.model,
                 self.images(BATCH_SIZE, extra=stream == "extra"),
                 methods=[method],
                 streams=["sequential" if stream == "sequential" else "mixed"],
                 bank=bank,
                 detector=self.detector,
-                per_image=True,
+                output=path,
+                about={
+                    "model": self.options.network,
+                    "checkpoint": self.checkpoint.name,
+                    "detector_epochs": self.epochs,
+                },
                 progress=self.progress,
             )
-            results["protocol"] |= {
-                "model": self.options.network,
-                "checkpoint": self.checkpoint.name,
-                "detector_epochs": self.epochs,
-            }
-            write_results(results, path)
             self.say(f"{method} on the {stream} stream", began)
 
     def say(self, what: str, began: float) -> None:
@@ -175,8 +174,8 @@ class Run:
         self.console.print(f"{self.options.network}, seed {self.seed}: {what}, {time.perf_counter() - began:.0f} s")
 
 
-def run(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """One seed; what was measured by "stream method"."""
+def run(seed: int, options: argparse.Namespace) -> dict[str, Path]:
+    """One seed; the folder of what was measured, by "stream method"."""
     if options.jobs > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
     one = Run(seed, options)
@@ -185,10 +184,10 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return found(one.folder)
 
 
-def found(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was measured for a seed, by "stream method"."""
+def found(folder: Path) -> dict[str, Path]:
+    """The folders of what was measured for a seed, by "stream method"."""
     paths = {f"{stream} {method}": folder / stream / method.replace("/", "-") for stream, method in EVALUATIONS}
-    return {name: read_results(path) for name, path in paths.items() if (path / "results.json").is_file()}
+    return {name: path for name, path in paths.items() if is_complete(path)}
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynbn_lightning.metrics import paired_bootstrap
-from dynbn_lightning.reporting import methods_of, unpack_correct
+from dynbn_lightning.reporting import ImageRecords, methods_of, read_results
 
 NAMES = {
     "source": "source",
@@ -24,58 +25,66 @@ NAMES = {
     "oracle": "oracle, rows as measured",
     "oracle/calibrated": "oracle, calibrated rows",
 }
-Runs = Mapping[int, Mapping[str, dict[str, Any]]]
+Runs = Mapping[int, Mapping[str, Path]]
 
 
 def summary(runs: Runs) -> dict[str, Any]:
     """The mean over seeds of each method on each stream, and its paired difference from the source.
 
     Args:
-        runs: seed -> "stream method" -> results of `evaluate(..., per_image=True)` with that one method.
+        runs: seed -> "stream method" -> folder of the results of `evaluate` with that one method.
     """
-    first = next(results for measured in runs.values() for results in measured.values())
+    first = read_results(next(folder for measured in runs.values() for folder in measured.values()))
     names = list(dict.fromkeys(name for measured in runs.values() for name in measured))
     streams: dict[str, dict[str, Any]] = {}
     for name in names:
         stream, method = name.split()
         streams.setdefault(stream, {})[method] = _summary_of(runs, stream, method)
-    protocol = {**first["protocol"], "streams": list(streams), "seeds": sorted(runs)}
+    protocol = {**first["protocol"], "seeds": sorted(runs)}
     batch_size = first["runs"][0]["batch_size"]
     found = [{"stream": name, "batch_size": batch_size, "methods": methods} for name, methods in streams.items()]
-    return {"schema_version": first["schema_version"], "protocol": protocol, "runs": found}
+    return {"schema_version": first["schema_version"], "protocol": protocol, "missing": [], "runs": found}
 
 
 def _summary_of(runs: Runs, stream: str, method: str) -> dict[str, Any]:
     name = f"{stream} {method}"
     seeds = [seed for seed, measured in sorted(runs.items()) if name in measured]
-    blocks = {seed: methods_of(runs[seed][name])[method] for seed in seeds}
-    cells = {cell: mean(block["cells"][cell] for block in blocks.values()) for cell in blocks[seeds[0]]["cells"]}
+    blocks = [methods_of(read_results(runs[seed][name]))[method] for seed in seeds]
+    cells = {cell: mean_scores([block["cells"][cell] for block in blocks]) for cell in blocks[0]["cells"]}
     hardest = max(cell.partition("/")[2] for cell in cells)
+    means = [block["mean"]["accuracy"] for block in blocks]
     block: dict[str, Any] = {
         "seeds": seeds,
-        "clean": mean(block["clean"] for block in blocks.values()),
+        "clean": mean_scores([block["clean"] for block in blocks]),
         "cells": cells,
-        "mean": mean(block["mean"] for block in blocks.values()),
-        "mean_std": stdev(block["mean"] for block in blocks.values()) if len(seeds) > 1 else 0.0,
-        f"severity_{hardest}": mean(value for cell, value in cells.items() if cell.endswith(f"/{hardest}")),
+        "mean": mean_scores([block["mean"] for block in blocks]),
+        "mean_std": stdev(means) if len(seeds) > 1 else 0.0,
+        f"severity_{hardest}": mean(its["accuracy"] for cell, its in cells.items() if cell.endswith(f"/{hardest}")),
     }
-    if all("detection" in one for one in blocks.values()):
-        block["detection"] = mean(one["detection"] for one in blocks.values())
+    if all("detection" in one for one in blocks):
+        block["detection"] = mean(one["detection"] for one in blocks)
     source = "extra source" if stream == "extra" else "mixed source"  # each image by itself: the stream is the same
     paired = [seed for seed in seeds if source in runs[seed]]
     if paired and method != "source":
         block["against_source"] = _against(
-            torch.stack([_correct(runs[seed][name], method, cells) for seed in paired]),
-            torch.stack([_correct(runs[seed][source], "source", cells) for seed in paired]),
+            torch.stack([_correct(runs[seed][name], method, list(cells)) for seed in paired]),
+            torch.stack([_correct(runs[seed][source], "source", list(cells)) for seed in paired]),
             list(cells),
         )
     return block
 
 
-def _correct(results: dict[str, Any], method: str, cells: Mapping[str, float]) -> Tensor:
+def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over seeds of each number of a cell."""
+    return {number: mean(one[number] for one in scores) for number in scores[0]}
+
+
+def _correct(folder: Path, method: str, cells: list[str]) -> Tensor:
     """Whether each image was right in each cell and then clean, (images, cells + 1)."""
-    right = unpack_correct(methods_of(results)[method]["correct"], results["protocol"]["test_images"])
-    return torch.stack([right[cell] for cell in [*cells, "clean"]], dim=1)
+    records, _ = ImageRecords.load(folder / methods_of(read_results(folder))[method]["records"])
+    correct = records.correct_by_cell([*cells, "clean"])
+    assert correct is not None, f"{folder}: not the same images in each cell"
+    return correct
 
 
 def _against(correct: Tensor, source: Tensor, cells: list[str]) -> dict[str, Any]:
@@ -108,8 +117,9 @@ def tables(results: dict[str, Any]) -> str:
             spread = f" ± {100 * numbers['mean_std']:.1f}" if seeds > 1 else ""
             lines.append(
                 f"| {NAMES.get(method, method)} | {seeds} "
-                f"| {100 * numbers['mean']:.1f}{spread} | {100 * numbers[hardest]:.1f} "
-                f"| {100 * numbers['clean']:.1f} | {_interval(against and against['mean'])} | {_worst(against)} |"
+                f"| {100 * numbers['mean']['accuracy']:.1f}{spread} | {100 * numbers[hardest]:.1f} "
+                f"| {100 * numbers['clean']['accuracy']:.1f} | {_interval(against and against['mean'])} "
+                f"| {_worst(against)} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

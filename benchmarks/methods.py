@@ -31,7 +31,7 @@ from dynbn_lightning import BNStatsBank, CorruptionDataModule, QuantileBank, loa
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS
 from dynbn_lightning.evaluation import evaluate
 from dynbn_lightning.methods import METHODS
-from dynbn_lightning.reporting import SCHEMA_VERSION, read_results, severity_means, write_results
+from dynbn_lightning.reporting import SCHEMA_VERSION, is_complete, read_results, severity_means, write_results
 
 COMPARED = (
     "source",
@@ -146,12 +146,12 @@ def run(task: Task, options: argparse.Namespace) -> None:
     """One method on one stream with one batch size, unless that is there."""
     method, stream, size, severities = task
     path = folder_of(options, task)
-    if (path / "results.json").is_file():
+    if is_complete(path):
         return
     if options.jobs > 1:
         torch.set_num_threads(1)
     model, bank = load(options)
-    results = evaluate(
+    evaluate(
         model,
         images(options, model, size, severities),
         methods=[method],
@@ -159,11 +159,11 @@ def run(task: Task, options: argparse.Namespace) -> None:
         bank=bank,
         detector=options.made / "detectors" / f"seed{options.seed}.ckpt",
         quantiles=QuantileBank.load(quantiles_file(options)) if METHODS[method].quantiles != "none" else None,
+        output=path,
+        about={"model": options.network},
         progress=options.jobs == 1,
         accelerator="cpu",
     )
-    results["protocol"] |= {"model": options.network}
-    write_results(results, path)
     print(f"{options.network}: {method}, {stream}, batches of {size}, severities {severities}", flush=True)
 
 
@@ -192,9 +192,9 @@ def first_table(options: argparse.Namespace, found: dict[Task, dict[str, Any]]) 
             block = found[task]
             means = severity_means(block)
             line += [
-                percent(block["mean"]),
+                percent(block["mean"]["accuracy"]),
                 *(percent(means[one]) for one in severities if names),
-                percent(block["clean"]),
+                percent(block["clean"]["accuracy"]),
             ]
         block = found[method, "mixed", BATCH_SIZE, severities]
         for cost in ("ms_per_image", "memory_mib"):
@@ -236,7 +236,9 @@ def main() -> int:
         found[task] = results["runs"][0]["methods"][task[0]]
         runs.append({**results["runs"][0], "protocol": results["protocol"]})
     protocol = {"network": options.network, "seed": options.seed}
-    path = write_results({"schema_version": SCHEMA_VERSION, "protocol": protocol, "runs": runs}, folder(options))
+    path = write_results(
+        {"schema_version": SCHEMA_VERSION, "protocol": protocol, "missing": [], "runs": runs}, folder(options)
+    )
     print(f"results: {path}\n")
     print(f"**{options.network}, batches of {BATCH_SIZE}, top-1, %; time and memory as multiples of the source's**\n")
     print(first_table(options, found))

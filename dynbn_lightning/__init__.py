@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dynbn_lightning.calibrating import calibrate
     from dynbn_lightning.callbacks import (
         BatchStatsCallback,
+        CorruptionReportCallback,
         DistributionMatchingCallback,
         DynamicBNCallback,
         EMAStatsCallback,
@@ -30,6 +31,7 @@ __all__ = [
     "ClassifierModule",
     "Corrupt",
     "CorruptionDataModule",
+    "CorruptionReportCallback",
     "DetectorModule",
     "DistributionMatchingCallback",
     "DynamicBNCallback",
@@ -52,6 +54,7 @@ _HOMES = {
     "routed": "batchnorm",
     "calibrate": "calibrating",
     "BatchStatsCallback": "callbacks",
+    "CorruptionReportCallback": "callbacks",
     "DistributionMatchingCallback": "callbacks",
     "DynamicBNCallback": "callbacks",
     "EMAStatsCallback": "callbacks",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,19 @@ from dynbn_lightning.datamodules.batches import DrawnBatch
 from dynbn_lightning.datamodules.row_loaders import Batches
 from dynbn_lightning.errors import DetectorError
 from dynbn_lightning.models.normalization import Normalization
+from dynbn_lightning.progress import progress_bar
 from dynbn_lightning.tuning import (
     CleanPredictions,
     Criterion,
+    UnfinishedTuning,
     check_bank_and_data,
     disagreement,
+    fingerprint_of,
     in_evaluation_mode,
     protocol_of,
+    settings_of_tuning,
     tune,
+    used_by_tuning,
 )
 
 SOURCE_SHARE, IMAGE_SHARE = 0.2, 0.05
@@ -72,6 +77,7 @@ def calibrate(
     criterion: Criterion = "consistency",
     image_moments: bool = True,
     progress: bool = True,
+    path: str | Path | None = None,
 ) -> BNStatsBank:
     """Choose how rows are blended so that routing costs nothing on clean images and helps on corrupted ones.
 
@@ -92,79 +98,99 @@ def calibrate(
             labels; or `"labels"`, cross-entropy with the true class.
         image_moments: blend images' own moments too, which costs a pass over the activations.
         progress: show a progress bar.
+        path: where to write the bank; where `bank` was read from will do. What is done is kept beside it until all is,
+            in a file named `<stem>.calibrating.pt`: the same call goes on there if it is interrupted, and on the same
+            device ends with the same bank, bit for bit.
 
     Returns:
         The bank with its `calibration`.
 
     Raises:
-        BankError: if the bank is of another model or has other rows than the data.
+        BankError: if the bank is of another model or has other rows than the data, or if what is kept beside `path`
+            is of another calibration.
         DataError: if the bank was collected from other data, or the data has no training images.
         DetectorError: if detector and bank have different rows, or the detector gives NaN.
+        OutputError: if nothing can be written to `path`.
     """
     check_bank_and_data(model, bank, data, criterion)
     bank = bank.uncalibrated().unrefined()
     frozen = FrozenDetector(detector, bank)
-    with in_evaluation_mode(model) as device:
-        frozen.to(device)
-        temperature, limit = _detector_confidence(frozen, data, max(1, images // 4), device)
-        predictions = CleanPredictions(model)
-        source = Shares(len(bank), len(bank.layers), SOURCE_SHARE).to(device)
-        own = Shares(len(bank), len(bank.layers), IMAGE_SHARE).to(device) if image_moments else None
-        widths = list(bank.layers.values())
-        rows = bank.statistics.map(lambda table: table.to(device))
-        with routed(model, bank) as routing:
+    used = {**used_by_tuning(model, bank), "the detector": _identity(frozen)}
+    settings = {**settings_of_tuning(data, criterion, images), "image_moments": image_moments}
+    with UnfinishedTuning(path, "calibrating", used, settings) as unfinished:
+        with in_evaluation_mode(model) as device:
+            frozen.to(device)
+            if "confidence" not in unfinished.done:
+                looked_at = data.drawn_batches(max(1, images // 4), "choose", device=device)
+                unfinished.keep(confidence=_detector_confidence(frozen, looked_at, data.normalization, progress))
+            temperature, limit = unfinished.done["confidence"]
+            predictions = CleanPredictions(model)
+            source = Shares(len(bank), len(bank.layers), SOURCE_SHARE).to(device)
+            own = Shares(len(bank), len(bank.layers), IMAGE_SHARE).to(device) if image_moments else None
+            widths = list(bank.layers.values())
+            rows = bank.statistics.map(lambda table: table.to(device))
+            with routed(model, bank) as routing:
 
-            def loss_of(batch: Any) -> Tensor:
-                routing.clear()
-                target = batch.labels if criterion == "labels" else predictions(batch)
-                with torch.no_grad():
-                    logits, _ = frozen.look(data.normalization.stored_pixels(batch.images))
-                blended = rows.blended_with_source(source(), widths)._replace(
-                    image_share=None if own is None else own()
+                def loss_of(batch: DrawnBatch) -> Tensor:
+                    routing.clear()
+                    target = batch.labels if criterion == "labels" else predictions(batch)
+                    with torch.no_grad():
+                        logits, _ = frozen.look(data.normalization.stored_pixels(batch.images))
+                    blended = rows.blended_with_source(source(), widths)._replace(
+                        image_share=None if own is None else own()
+                    )
+                    routing.use(blended.mixed((logits / temperature).softmax(dim=1)))
+                    return disagreement(model(batch.images), target)
+
+                tune(
+                    [*source.parameters(), *(own.parameters() if own is not None else ())],
+                    loss_of,
+                    lambda start: data.drawn_batches(images, "choose", device=device, start=start),
+                    learning_rate=LEARNING_RATE,
+                    description="calibrating",
+                    progress=progress,
+                    unfinished=unfinished,
+                    predictions=predictions,
                 )
-                routing.use(blended.mixed((logits / temperature).softmax(dim=1)))
-                return disagreement(model(batch.images), target)
+            with torch.no_grad():
+                calibration = Calibration(
+                    source_share=source().cpu(),
+                    image_share=None if own is None else own().cpu(),
+                    temperature=temperature,
+                    novelty_limit=limit,
+                    detector=frozen.fingerprint(),
+                    provenance=protocol_of(data, criterion, images),
+                )
+        calibrated = replace(bank, calibration=calibration)
+        outcome = check(model, calibrated, detector, data, max(1, images // 8), progress=progress)
+        agreement = {name: shares["agreement"] for name, shares in outcome.items()}
+        if agreement["calibrated"] < max(agreement["source"], agreement["uncalibrated"]):
+            warnings.warn(
+                "calibration gained nothing on the held-out images that it was checked on, where agreement with the "
+                "clean prediction is "
+                + ", ".join(f"{name} {share:.1%}" for name, share in agreement.items())
+                + ": the bank's rows or the detector may be of little use for this model",
+                stacklevel=2,
+            )
+        provenance = {**calibration.provenance, "check": outcome}
+        calibrated = replace(calibrated, calibration=replace(calibration, provenance=provenance))
+        unfinished.finish(calibrated)
+    return calibrated
 
-            tune(
-                [*source.parameters(), *(own.parameters() if own is not None else ())],
-                loss_of,
-                data.drawn_batches(images, "choose", device=device),
-                learning_rate=LEARNING_RATE,
-                description="calibrating",
-                progress=progress,
-            )
-        with torch.no_grad():
-            calibration = Calibration(
-                source_share=source().cpu(),
-                image_share=None if own is None else own().cpu(),
-                temperature=temperature,
-                novelty_limit=limit,
-                detector=frozen.fingerprint(),
-                provenance=protocol_of(data, criterion, images),
-            )
-    calibrated = replace(bank, calibration=calibration)
-    outcome = check(model, calibrated, detector, data, max(1, images // 8))
-    agreement = {name: shares["agreement"] for name, shares in outcome.items()}
-    if agreement["calibrated"] < max(agreement["source"], agreement["uncalibrated"]):
-        warnings.warn(
-            "calibration gained nothing on the held-out images that it was checked on, where agreement with the clean "
-            "prediction is "
-            + ", ".join(f"{name} {share:.1%}" for name, share in agreement.items())
-            + ": the bank's rows or the detector may be of little use for this model",
-            stacklevel=2,
-        )
-    provenance = {**calibration.provenance, "check": outcome}
-    return replace(calibrated, calibration=replace(calibration, provenance=provenance))
+
+def _identity(detector: FrozenDetector) -> str:
+    """A fingerprint of all that a detector's answers depend on."""
+    return fingerprint_of([type(detector.detector).__qualname__, detector.rows, detector.fingerprint()])
 
 
 def _detector_confidence(
-    detector: FrozenDetector, data: CorruptionDataModule, images: int, device: torch.device
+    detector: FrozenDetector, batches: Batches[DrawnBatch], normalization: Normalization, progress: bool
 ) -> tuple[float, float | None]:
     """The temperature of the least cross-entropy with the true rows, and the novelty limit."""
     looks, true_rows = [], []
-    with torch.no_grad():
-        for batch in data.drawn_batches(images, "choose", device=device):
-            looks.append(detector.look(data.normalization.stored_pixels(batch.images)))
+    with progress_bar(shown=progress) as bar, torch.no_grad():
+        for batch in bar.track(batches, description="the detector's confidence"):
+            looks.append(detector.look(normalization.stored_pixels(batch.images)))
             true_rows.append(batch.rows)
     logits, rows = torch.cat([look[0] for look in looks]).cpu(), torch.cat(true_rows).cpu()
     novelties = [look[1] for look in looks if look[1] is not None]
@@ -187,7 +213,13 @@ def _detector_confidence(
 
 @torch.no_grad()
 def check(
-    model: nn.Module, bank: BNStatsBank, detector: nn.Module | str | Path, data: CorruptionDataModule, images: int
+    model: nn.Module,
+    bank: BNStatsBank,
+    detector: nn.Module | str | Path,
+    data: CorruptionDataModule,
+    images: int,
+    *,
+    progress: bool = False,
 ) -> dict[str, dict[str, float]]:
     """How the source, the uncalibrated and the calibrated bank fare on held-out images that nothing was chosen by.
 
@@ -197,20 +229,23 @@ def check(
         detector: with the bank's rows.
         data: what the bank was collected from.
         images: how many drawn images to look at, of the quarter of the held-out images that is kept for this.
+        progress: show a progress bar.
 
     Returns:
         For `"source"`, `"uncalibrated"` and `"calibrated"`: `agreement` with the model's own prediction for the clean
         image, `accuracy`, and `clean_accuracy` on the clean images among them, from 0 to 1.
     """
-    with in_evaluation_mode(model) as device:
-        return _checked(model, bank, detector, data.drawn_batches(images, "check", device=device), data.normalization)
+    with in_evaluation_mode(model) as device, progress_bar(shown=progress) as bar:
+        batches = data.drawn_batches(images, "check", device=device)
+        tracked = bar.track(batches, description="checking the calibration")
+        return _checked(model, bank, detector, tracked, data.normalization)
 
 
 def _checked(
     model: nn.Module,
     bank: BNStatsBank,
     detector: nn.Module | str | Path,
-    batches: Batches[DrawnBatch],
+    batches: Iterable[DrawnBatch],
     normalization: Normalization,
 ) -> dict[str, dict[str, float]]:
     predictions = CleanPredictions(model)

@@ -15,7 +15,7 @@ from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.evaluation import evaluate
 from dynbn_lightning.fitting import device_of, fit_classifier, fit_detector
 from dynbn_lightning.models import cifar_resnet8
-from dynbn_lightning.reporting import results_table, write_results
+from dynbn_lightning.reporting import ResultsFolder, results_table, write_report
 
 
 def demo(
@@ -24,14 +24,14 @@ def demo(
     """Train a small ResNet and a detector on `shapes`, collect and calibrate a bank, evaluate source, BN-1, dynamic BN.
 
     Args:
-        output: folder for weights, detector, bank and `results.json`.
+        output: folder for weights, detector, bank, results and report; replaces those of an earlier demo.
         accelerator: of the Trainer.
         seed: of everything that is drawn.
         short: few epochs and corruptions, to see that everything runs.
         console: where to print.
 
     Returns:
-        The path of `results.json`.
+        The path of `report.html`, which lies beside `results.json`.
     """
     console = console or Console()
     began = time.perf_counter()
@@ -66,9 +66,11 @@ def demo(
     bank = calibrate(model, bank, detector, data, images=640 if short else 6_400)
     bank.save(output / "bank.safetensors")
     console.rule("5 of 5: source, BN-1 and dynamic BN on the mixed stream")
-    results = evaluate(model, data, bank=bank, detector=detector, accelerator=accelerator)
-    results["protocol"]["model"] = "cifar_resnet8, width 8, trained by the demo"
-    path = write_results(results, output)
+    ResultsFolder(output).clear()  # of an earlier demo, whose model may be another
+    about = {"model": "cifar_resnet8, width 8, trained by the demo"}
+    results = evaluate(model, data, bank=bank, detector=detector, output=output, about=about, accelerator=accelerator)
     console.print(results_table(results))
-    console.print(f"{time.perf_counter() - began:.0f} s. Weights, detector, bank and results.json: {output.resolve()}")
-    return path
+    report = write_report([output], output)[-1]
+    console.print(f"{time.perf_counter() - began:.0f} s. Weights, detector and bank: {output.resolve()}")
+    console.print(f"The report: {report.resolve()}", soft_wrap=True)
+    return report

@@ -46,6 +46,10 @@ class MethodError(DynBNError, ValueError):
     """A test-time method whose settings contradict each other, or that lacks what it needs to run."""
 
 
+class ReportError(DynBNError, RuntimeError):
+    """A report that cannot be made of what there is to see."""
+
+
 class OutputError(DynBNError, OSError):
     """A folder or file that cannot be written."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerStatus
 from safetensors.torch import save_file
 from torch import nn
 
@@ -50,6 +53,22 @@ def bare_trainer(**options: Any) -> Trainer:
     return Trainer(**{**defaults, **options})
 
 
+@contextmanager
+def honest_interrupts(trainer: Trainer) -> Iterator[None]:
+    """Let an interrupt of a Trainer be a KeyboardInterrupt; Lightning makes it an exit, after which Ctrl-C is dead."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as exit_:
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from exit_
+    finally:
+        if in_main_thread and signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
+
+
 def device_of(accelerator: str) -> torch.device:
     """The device that a Trainer with this accelerator runs on."""
     with quiet_lightning():
@@ -65,7 +84,9 @@ def _fit(module: LightningModule, data: CorruptionDataModule, epochs: int, **opt
     shown.task = "detector" if isinstance(module, DetectorModule) else "classifier"
     callbacks = [TQDMProgressBar(refresh_rate=10)] if options.get("enable_progress_bar", True) else []
     with quiet_lightning():
-        bare_trainer(max_epochs=epochs, callbacks=callbacks, **options).fit(module, datamodule=shown)
+        trainer = bare_trainer(max_epochs=epochs, callbacks=callbacks, **options)
+        with honest_interrupts(trainer):
+            trainer.fit(module, datamodule=shown)
 
 
 DETECTOR_EPOCHS: dict[str, int] = {"perceptron": 10, "prototype": 1}

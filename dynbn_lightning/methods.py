@@ -58,6 +58,7 @@ class Method:
         quantiles: which rows of quantiles it needs: none, clean ones, or those of all rows of the bank.
         gradients: whether it needs a Trainer out of inference mode.
         by_image: whether each image's prediction depends on that image alone, so that every stream gives the same.
+        carries: what it remembers from batch to batch: `"nothing"`, of its `"loader"`, or of the whole `"stream"`.
     """
 
     callbacks: Callable[[Tools], list[Callback]]
@@ -69,6 +70,7 @@ class Method:
     quantiles: Literal["none", "clean", "rows"] = "none"
     gradients: bool = False
     by_image: bool = False
+    carries: Literal["nothing", "loader", "stream"] = "nothing"
 
 
 BATCHES, STREAM, GRADIENTS = "batches", "a stream", "gradients"
@@ -93,6 +95,7 @@ def _dynamic(
         calibrated=calibrated,
         refined=refined,
         by_image=evidence == "image",
+        carries="stream" if evidence == "stream" else "nothing",
     )
 
 
@@ -121,8 +124,8 @@ METHODS: dict[str, Method] = {
     "source": Method(lambda tools: [], by_image=True),
     "batch_stats": Method(lambda tools: [BatchStatsCallback(skip=tools.skip)], (BATCHES,)),
     "batch_stats/prior": Method(lambda tools: [BatchStatsCallback(prior=16, skip=tools.skip)], (BATCHES,)),
-    "few_shot": Method(lambda tools: [FewShotBNCallback(skip=tools.skip)], (BEGINNINGS,)),
-    "ema": Method(lambda tools: [EMAStatsCallback(skip=tools.skip)], (STREAM,)),
+    "few_shot": Method(lambda tools: [FewShotBNCallback(skip=tools.skip)], (BEGINNINGS,), carries="loader"),
+    "ema": Method(lambda tools: [EMAStatsCallback(skip=tools.skip)], (STREAM,), carries="loader"),
     "distribution_matching": Method(
         lambda tools: [DistributionMatchingCallback(_quantiles(tools))], (CLEAN, BATCHES), quantiles="clean"
     ),
@@ -135,8 +138,10 @@ METHODS: dict[str, Method] = {
     "distribution_matching/dynamic_bn": Method(
         _bank_and_shapes, (CORRUPTED,), bank=True, detector=True, quantiles="rows", by_image=True
     ),
-    "unmix_tns": Method(lambda tools: [UnMixTNSCallback(skip=tools.skip)], (STREAM,)),
-    "tent": Method(lambda tools: [TentCallback(skip=tools.skip)], (GRADIENTS, BATCHES, STREAM), gradients=True),
+    "unmix_tns": Method(lambda tools: [UnMixTNSCallback(skip=tools.skip)], (STREAM,), carries="loader"),
+    "tent": Method(
+        lambda tools: [TentCallback(skip=tools.skip)], (GRADIENTS, BATCHES, STREAM), gradients=True, carries="loader"
+    ),
     "dynamic_bn": Method(_as_it_is, (CORRUPTED,), bank=True, detector=True, by_image=True),
     "dynamic_bn/hard": _dynamic("hard", calibrated=False),
     "dynamic_bn/soft": _dynamic("soft", calibrated=False),

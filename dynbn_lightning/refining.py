@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,14 @@ from dynbn_lightning.datamodules.batches import DrawnBatch
 from dynbn_lightning.tuning import (
     CleanPredictions,
     Criterion,
+    UnfinishedTuning,
     check_bank_and_data,
     disagreement,
     in_evaluation_mode,
     protocol_of,
+    settings_of_tuning,
     tune,
+    used_by_tuning,
 )
 
 LEARNING_RATE = 2e-3
@@ -55,6 +59,7 @@ def refine(
     images: int = 64_000,
     criterion: Criterion = "labels",
     progress: bool = True,
+    path: str | Path | None = None,
 ) -> BNStatsBank:
     """Give every row scales and shifts of its own, tuned on the corrupted training images that it was measured on.
 
@@ -70,43 +75,54 @@ def refine(
         criterion: `"labels"`, cross-entropy with the true class, or `"consistency"`, agreement with the model's own
             prediction for the clean image.
         progress: show a progress bar.
+        path: where to write the bank; where `bank` was read from will do. What is done is kept beside it until all is,
+            in a file named `<stem>.refining.pt`: the same call goes on there if it is interrupted, and on the same
+            device ends with the same bank, bit for bit.
 
     Returns:
         The bank with `weight` and `bias`; `provenance["refined"]` says how they were made.
 
     Raises:
-        BankError: if the bank is of another model or has other rows than the data.
+        BankError: if the bank is of another model or has other rows than the data, or if what is kept beside `path`
+            is of another refinement.
         DataError: if the bank was collected from other data, or the data has no training images.
+        OutputError: if nothing can be written to `path`.
     """
     check_bank_and_data(model, bank, data, criterion)
     corruptions = [row.partition("/")[0] for row in bank.rows]
     groups = list(dict.fromkeys(corruptions))
-    with in_evaluation_mode(model) as device:
-        layers = find_batchnorm_layers(model, bank.skip)
-        own = own_statistics(layers[name] for name in bank.layers).map(lambda table: table.to(device))
-        affine = RowAffine(own, torch.tensor([groups.index(name) for name in corruptions], device=device))
-        rows = bank.unrefined().statistics.map(lambda table: table.to(device))
-        if bank.calibration is not None:
-            rows = bank.calibration.apply(rows, list(bank.layers.values()))
-        predictions = CleanPredictions(model)
-        with routed(model, bank.unrefined()) as routing:
+    settings = settings_of_tuning(data, criterion, images)
+    with UnfinishedTuning(path, "refining", used_by_tuning(model, bank), settings) as unfinished:
+        with in_evaluation_mode(model) as device:
+            layers = find_batchnorm_layers(model, bank.skip)
+            own = own_statistics(layers[name] for name in bank.layers).map(lambda table: table.to(device))
+            affine = RowAffine(own, torch.tensor([groups.index(name) for name in corruptions], device=device))
+            rows = bank.unrefined().statistics.map(lambda table: table.to(device))
+            if bank.calibration is not None:
+                rows = bank.calibration.apply(rows, list(bank.layers.values()))
+            predictions = CleanPredictions(model)
+            with routed(model, bank.unrefined()) as routing:
 
-            def loss_of(batch: DrawnBatch) -> Tensor:
-                routing.clear()
-                target = batch.labels if criterion == "labels" else predictions(batch)
-                weight, bias = affine()
-                routing.use(rows._replace(weight=weight, bias=bias).map(lambda table: table[batch.rows]))
-                return disagreement(model(batch.images), target)
+                def loss_of(batch: DrawnBatch) -> Tensor:
+                    routing.clear()
+                    target = batch.labels if criterion == "labels" else predictions(batch)
+                    weight, bias = affine()
+                    routing.use(rows._replace(weight=weight, bias=bias).map(lambda table: table[batch.rows]))
+                    return disagreement(model(batch.images), target)
 
-            tune(
-                list(affine.parameters()),
-                loss_of,
-                data.drawn_batches(images, "fit", clean=False, device=device),
-                learning_rate=LEARNING_RATE,
-                description="refining rows",
-                progress=progress,
-            )
-    with torch.no_grad():
-        weight, bias = (table.cpu() for table in affine())
-    provenance = {**bank.provenance, "refined": protocol_of(data, criterion, images)}
-    return replace(bank, weight=weight, bias=bias, provenance=provenance)
+                tune(
+                    list(affine.parameters()),
+                    loss_of,
+                    lambda start: data.drawn_batches(images, "fit", clean=False, device=device, start=start),
+                    learning_rate=LEARNING_RATE,
+                    description="refining rows",
+                    progress=progress,
+                    unfinished=unfinished,
+                    predictions=predictions,
+                )
+        with torch.no_grad():
+            weight, bias = (table.cpu() for table in affine())
+        provenance = {**bank.provenance, "refined": protocol_of(data, criterion, images)}
+        refined = replace(bank, weight=weight, bias=bias, provenance=provenance)
+        unfinished.finish(refined)
+    return refined

@@ -35,30 +35,32 @@ def test_short_benchmark_on_real_images(dynbn_data: Path, tmp_path: Path) -> Non
     assert "| dynamic BN, calibrated |" in finished.stdout
 
     results = json.loads((tmp_path / "resnet20" / "results.json").read_text())
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     assert {run["stream"] for run in results["runs"]} == {"mixed", "extra", "sequential"}
     methods = methods_of(results, "mixed")
     published = json.loads((dynbn_data / ".." / "reference" / "cifar_c_statistics.json").read_text())
     cells = methods["source"]["cells"]
     assert len(cells) == 8
     expected = sum(published[cell]["resnet20_accuracy"] for cell in cells) / len(cells)
-    assert methods["source"]["mean"] == pytest.approx(expected, abs=0.03)
-    assert methods["source"]["clean"] == pytest.approx(0.91, abs=0.002)
-    assert methods["oracle"]["clean"] == methods["source"]["clean"], "row 0 is the unpatched model"
+    assert methods["source"]["mean"]["accuracy"] == pytest.approx(expected, abs=0.03)
+    assert methods["source"]["clean"]["accuracy"] == pytest.approx(0.91, abs=0.002)
+    assert methods["oracle"]["clean"]["accuracy"] == methods["source"]["clean"]["accuracy"], (
+        "row 0 is the unpatched model"
+    )
     calibrated, soft = methods["dynamic_bn/calibrated"], methods["dynamic_bn/soft"]
     assert soft["severity_5"] > methods["source"]["severity_5"] + 0.2
     assert soft["detection"] > 0.7
-    assert calibrated["mean"] > soft["mean"]
+    assert calibrated["mean"]["accuracy"] > soft["mean"]["accuracy"]
     assert calibrated["severity_5"] > methods["batch_stats"]["severity_5"] + 0.08
-    assert calibrated["clean"] > methods["source"]["clean"] - 0.01
+    assert calibrated["clean"]["accuracy"] > methods["source"]["clean"]["accuracy"] - 0.01
     difference, lower, upper = calibrated["against_source"]["mean"]
-    assert difference == pytest.approx(calibrated["mean"] - methods["source"]["mean"], abs=1e-6)
+    assert difference == pytest.approx(calibrated["mean"]["accuracy"] - methods["source"]["mean"]["accuracy"], abs=1e-6)
     assert 0.1 < lower < difference < upper
-    assert methods["dynamic_bn/refined"]["mean"] > calibrated["mean"] - 0.01
+    assert methods["dynamic_bn/refined"]["mean"]["accuracy"] > calibrated["mean"]["accuracy"] - 0.01
     stream = methods_of(results, "sequential")["dynamic_bn/stream"]
-    assert stream["mean"] > soft["mean"]
+    assert stream["mean"]["accuracy"] > soft["mean"]["accuracy"]
     extra = methods_of(results, "extra")
-    assert extra["dynamic_bn/calibrated"]["mean"] > extra["source"]["mean"] - 0.02
+    assert extra["dynamic_bn/calibrated"]["mean"]["accuracy"] > extra["source"]["mean"]["accuracy"] - 0.02
     _check_what_is_there_is_kept(command, tmp_path)
     _check_batch_sizes(dynbn_data, tmp_path)
 
@@ -89,5 +91,5 @@ def _check_batch_sizes(dynbn_data: Path, folder: Path) -> None:
             batch_size,
         ]
         assert main([*command, "--output", str(output)]) == 0
-        means.append(methods_of(read_results(output))["dynamic_bn/calibrated"]["mean"])
+        means.append(methods_of(read_results(output))["dynamic_bn/calibrated"]["mean"]["accuracy"])
     assert means[0] == pytest.approx(means[1], abs=0.00101)

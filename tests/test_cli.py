@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 from dynbn_lightning import BNStatsBank, DetectorModule, load_model
 from dynbn_lightning.cli import main
-from dynbn_lightning.reporting import methods_of
+from dynbn_lightning.modules import ClassifierModule
+from dynbn_lightning.reporting import accuracies, methods_of
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,9 @@ def test_detector_bank_evaluate(folder: Path, tmp_path: Path, capsys: pytest.Cap
     methods = ["source", "batch_stats", "dynamic_bn/hard", "dynamic_bn/soft", "oracle"]
     choice = ["--methods", ",".join(methods), "--stream", "mixed,sequential", "--batch-size", "16,5"]
     assert main(["evaluate", *model_options(folder), *files, *cpu, *choice]) == 0
-    assert f"results: {out}" in capsys.readouterr().out.replace("\n", "")
+    assert f"{out}/report.html" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     assert [(run["stream"], run["batch_size"]) for run in results["runs"]] == [
         ("mixed", 16),
         ("sequential", 16),
@@ -52,14 +54,14 @@ def test_detector_bank_evaluate(folder: Path, tmp_path: Path, capsys: pytest.Cap
         assert list(run["methods"]) == methods
         for block in run["methods"].values():
             assert list(block["cells"]) == ["gaussian_noise/3", "gaussian_noise/5", "contrast/3", "contrast/5"]
-            assert block["mean"] == pytest.approx(sum(block["cells"].values()) / 4)
-            assert 0 <= block["clean"] <= 1
+            assert block["mean"]["accuracy"] == pytest.approx(sum(accuracies(block).values()) / 4)
+            assert 0 <= block["clean"]["accuracy"] <= 1
     large, small = methods_of(results, "mixed", 16), methods_of(results, "mixed", 5)
     for method in ("source", "dynamic_bn/hard", "dynamic_bn/soft", "oracle"):
-        assert large[method]["cells"] == pytest.approx(small[method]["cells"]), "each image by itself"
+        assert accuracies(large[method]) == pytest.approx(accuracies(small[method])), "each image by itself"
     assert (tmp_path / "results.md").read_text().count("| batch_stats |") == 4
     assert results["protocol"]["test_images"] == 12
-    assert results["protocol"]["batch_sizes"] == [16, 5]
+    assert results["missing"] == []
     assert results["protocol"]["checkpoint"] == "net.pt"
 
     (tmp_path / "one").mkdir()
@@ -228,3 +230,44 @@ def test_an_interrupted_corrupt_says_how_to_go_on(
     assert not list(tmp_path.glob("contrast*"))
     assert main(command) == 0
     assert (tmp_path / "contrast.npy").exists()
+
+
+def test_an_interrupted_evaluation_is_reported_and_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", *model_options(folder), "--methods", "source,batch_stats"]
+    command += ["--output", str(tmp_path), "--accelerator", "cpu", *DATA]
+    steps = 0
+    own_step = ClassifierModule.test_step
+
+    def step(*args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return interrupted() if steps == 2 + 4 + 3 else own_step(*args)  # rehearsed twice, one method done
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dynbn_lightning.modules.ClassifierModule.test_step", step)
+        assert main(command) == 130
+    error = capsys.readouterr().err
+    assert "what is finished is kept and the same command goes on; `dynbn report` shows what there is" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "images", "examples"}
+
+    assert main(["report", str(tmp_path)]) == 0
+    missing = "batch_stats on the mixed stream in batches of 16"
+    for name in ("report.html", "results.md", "results.tex"):
+        text = (tmp_path / name).read_text().replace("\\_", "_")
+        assert missing in text, name
+    assert main(command) == 0
+    assert missing not in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["missing"] == []
+
+    other = tmp_path / "other"
+    assert main(["evaluate", *command[1:], "--seed", "1"]) == 2
+    assert "seed: 0 there, 1 here" in capsys.readouterr().err
+    assert main(["evaluate", *command[1:], "--seed", "1", "--output", str(other)]) == 0
+    assert main(["report", str(tmp_path), str(other)]) == 2
+    assert "--output" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), str(other), "--output", str(tmp_path / "both")]) == 0
+    assert "other: batch_stats" in (tmp_path / "both" / "results.md").read_text()
+    assert main(["report", str(tmp_path), "--baseline", "alexnett"]) == 2
+    assert "did you mean 'alexnet'" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,23 @@ def test_methods_page_names_every_method() -> None:
     text = (DOCS / "methods.md").read_text()
     for name in METHODS:
         assert f"`{name}`" in text or name.startswith(("dynamic_bn/", "oracle", "source")), name
+
+
+def test_reports_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "reports.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "reports.md", "exec"), names)
+    assert names["block"]["cells"].keys() == {"fog/1", "fog/5"}
+    assert 0 < len(names["wrong"]) <= 1000
+    for folder in ("mine", "others", "both"):
+        assert {"report.html", "results.csv", "results.md", "results.tex"} <= {
+            path.name for path in (tmp_path / folder).iterdir()
+        }
+    (schema,) = re.findall(r"```json\n(.*?)```", (DOCS / "reports.md").read_text(), flags=re.DOTALL)
+    described, written = json.loads(schema), json.loads((tmp_path / "others" / "results.json").read_text())
+    assert described.keys() == written.keys()
+    assert described["schema_version"] == written["schema_version"]
+    source = written["runs"][0]["methods"]["source"]
+    assert source.keys() <= described["runs"][0]["methods"]["source"].keys()
+    assert source["clean"].keys() == described["runs"][0]["methods"]["source"]["clean"].keys()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from dynbn_lightning.errors import BankError, DataError, DetectorError, Unsuppor
 from dynbn_lightning.fitting import fit_detector
 from dynbn_lightning.methods import METHODS, Tools, default_methods
 from dynbn_lightning.models import cifar_resnet8
-from dynbn_lightning.reporting import methods_of, read_results, unpack_correct, write_results
+from dynbn_lightning.reporting import accuracies, methods_of
 
 
 def make_data(**options: Any) -> CorruptionDataModule:
@@ -39,6 +38,11 @@ def model() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def bank(model: torch.nn.Module) -> BNStatsBank:
     return BNStatsBank.collect(model, make_data().row_loaders(images_per_row=20), progress=False)
+
+
+def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("run_method", "run_piece"):
+        monkeypatch.setattr(f"dynbn_lightning.evaluation.{name}", lambda *args: pytest.fail("work was done"))
 
 
 def calibrated(bank: BNStatsBank) -> BNStatsBank:
@@ -65,10 +69,11 @@ def test_results_and_what_is_left_alone(model: torch.nn.Module) -> None:
     assert list(methods_of(results)) == list(methods)
     for block in methods_of(results).values():
         assert list(block["cells"]) == ["fog/5", "contrast/5"]
-        assert all(accuracy * 10 == pytest.approx(round(accuracy * 10)) for accuracy in block["cells"].values())
+        assert all(scores["images"] == 10 for scores in block["cells"].values())
+        assert all(value * 10 == pytest.approx(round(value * 10)) for value in accuracies(block).values())
     assert methods_of(results)["oracle"]["clean"] == methods_of(results)["source"]["clean"]
+    assert [run["stream"] for run in results["runs"]] == ["sequential"]
     protocol = results["protocol"]
-    assert protocol["streams"] == ["sequential"]
     assert protocol["test_images"] == 10
     assert protocol["bank"]["image_counts"] == {"fog": 27, "contrast": 27}
     assert data.stream == "mixed"
@@ -100,7 +105,7 @@ def test_layers_that_the_bank_skips_are_left_alone_by_all_methods() -> None:
 def test_bad_input_is_refused_before_any_work(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_data()
     bank = BNStatsBank.collect(model, data.row_loaders(images_per_row=5), progress=False)
-    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
+    forbid_work(monkeypatch)
     stranger = DetectorModule(rows=("clean", "fog", "snow"))
     refused: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"methods": ("source", "sorce")}, DataError, "did you mean 'source'"),
@@ -167,7 +172,7 @@ def test_without_methods_the_default_ones_are_evaluated(model: torch.nn.Module, 
 def test_methods_that_need_calibration_are_refused_before_any_work(
     model: torch.nn.Module, bank: BNStatsBank, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
+    forbid_work(monkeypatch)
     options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
     with pytest.raises(DataError, match=f"'{name}' needs a calibrated bank: calibrate it with `dynbn calibrate`"):
         evaluate(model, make_data(), methods=("source", name), bank=refined(bank), **options)
@@ -176,7 +181,7 @@ def test_methods_that_need_calibration_are_refused_before_any_work(
 def test_methods_that_need_refinement_are_refused_before_any_work(
     model: torch.nn.Module, bank: BNStatsBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
+    forbid_work(monkeypatch)
     options: dict[str, Any] = {"detector": DetectorModule(rows=make_data().rows), "progress": False}
     assert [name for name, method in METHODS.items() if method.refined] == ["dynamic_bn/refined"]
     with pytest.raises(DataError, match=r"needs a bank with refined rows: refine them with `dynbn refine`"):
@@ -212,39 +217,3 @@ def test_only_what_used_refined_rows_is_marked(model: torch.nn.Module, bank: BNS
     results = evaluate(model, make_data(), methods=methods, bank=refined(calibrated(bank)), **options)
     marks = {name: block.get("refined") for name, block in methods_of(results).items()}
     assert marks == {"dynamic_bn/calibrated": None, "dynamic_bn/refined": True, "oracle/calibrated": None}
-
-
-# Each image's outcome
-
-
-def test_packed_outcomes_are_the_accuracies_image_by_image(
-    model: torch.nn.Module, bank: BNStatsBank, tmp_path: Path
-) -> None:
-    data = make_data(severities=(1, 5), batch_size=6)
-    methods = ("source", "batch_stats", "dynamic_bn/calibrated", "dynamic_bn/stream")
-    options: dict[str, Any] = {"detector": DetectorModule(rows=data.rows), "progress": False}
-    streams = ("mixed", "sequential")
-    options |= {"methods": methods, "bank": calibrated(bank), "per_image": True}
-    found = {}
-    for stream in streams:
-        results = evaluate(model, data, streams=(stream,), **options)
-        found[stream] = methods_of(read_results(write_results(results, tmp_path)), stream)
-        for block in found[stream].values():
-            right = unpack_correct(block["correct"], results["protocol"]["test_images"])
-            assert set(right) == {"clean", *block["cells"]} == {cell.name for cell in data.cells}
-            for name, accuracy in {"clean": block["clean"], **block["cells"]}.items():
-                assert right[name].double().mean().item() == pytest.approx(accuracy)
-    mixed, sequential = (found[stream] for stream in streams)
-    for name in ("source", "dynamic_bn/calibrated"):
-        assert mixed[name]["correct"] == sequential[name]["correct"], "image by image, whatever the order"
-    with torch.no_grad():
-        predicted = model(torch.stack([data.test_images[index][0] for index in range(10)]).float() / 255).argmax(1)
-    own = unpack_correct(mixed["source"]["correct"], 10)["clean"]
-    assert torch.equal(own, predicted == torch.arange(10))
-    assert own.any()
-    assert not own.all()
-
-
-def test_outcomes_are_kept_on_demand_only(model: torch.nn.Module) -> None:
-    results = evaluate(model, make_data(), methods=("source",), progress=False)
-    assert "correct" not in methods_of(results)["source"]

@@ -21,13 +21,20 @@ from dynbn_lightning.errors import DataError, DetectorError, DynBNError, OutputE
 from dynbn_lightning.figures import look_at_images, write_figures
 
 RESULTS: dict[str, Any] = {
-    "schema_version": 2,
-    "protocol": {"streams": ["mixed"]},
+    "schema_version": 3,
+    "protocol": {},
+    "missing": [],
     "runs": [
         {
             "stream": "mixed",
             "batch_size": 4,
-            "methods": {"source": {"clean": 0.9, "cells": {"fog/1": 0.8, "fog/5": 0.5}, "mean": 0.65}},
+            "methods": {
+                "source": {
+                    "clean": {"accuracy": 0.9},
+                    "cells": {"fog/1": {"accuracy": 0.8}, "fog/5": {"accuracy": 0.5}},
+                    "mean": {"accuracy": 0.65},
+                }
+            },
         }
     ],
 }
@@ -174,7 +181,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(error, match=message):
             write_figures(**{"output": tmp_path / "figures", "progress": False, **options})
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(DynBNError, match=r"dynbn-lightning\[figures\]"):
+    with pytest.raises(DynBNError, match=r"dynbn-lightning\[report\]"):
         write_figures(tmp_path / "figures", data=data, progress=False)
     assert not (tmp_path / "figures").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from dynbn_lightning.cost import PeakMemory
 from dynbn_lightning.errors import BankError, DataError, UnsupportedModelError
 from dynbn_lightning.methods import METHODS, Tools, needs_of
 from dynbn_lightning.models import cifar_resnet8
-from dynbn_lightning.reporting import methods_of
+from dynbn_lightning.reporting import ImageRecords, methods_of
 
 COMPARED = ("source", "batch_stats", "few_shot", "ema", "distribution_matching", "unmix_tns", "tent", "dynamic_bn")
 """The methods that `dynbn evaluate --methods` is promised to compare in one command."""
@@ -87,17 +88,25 @@ def made(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def run(model: torch.nn.Module, made: dict[str, Any], stream: str, batch_size: int, methods: Any) -> dict[str, Any]:
+def run(
+    model: torch.nn.Module, made: dict[str, Any], stream: str, batch_size: int, methods: Any, output: Path
+) -> dict[str, Any]:
     data = make_data(batch_size=batch_size)
-    results = evaluate(model, data, methods=methods, streams=(stream,), per_image=True, progress=False, **made)
+    results = evaluate(model, data, methods=methods, streams=(stream,), output=output, progress=False, **made)
     return methods_of(results, stream, batch_size)
 
 
 @pytest.fixture(scope="module")
-def on_streams(model: torch.nn.Module, made: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+def on_streams(
+    model: torch.nn.Module, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], dict[str, Any]]:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    places = (("mixed", 20), ("correlated", 5))
-    found = {place: run(model, made, *place, methods=tuple(METHODS)) for place in places}
+    places, output = (("mixed", 20), ("correlated", 5)), tmp_path_factory.mktemp("streams")
+    found = {place: run(model, made, *place, tuple(METHODS), output) for place in places}
+    for blocks in found.values():
+        for block in blocks.values():
+            records, _ = ImageRecords.load(output / block["records"])
+            block["correct"] = records.correct_by_cell(["clean", "fog/5", "contrast/5"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return found
 
@@ -107,11 +116,8 @@ def test_every_method_runs_and_depends_on_the_stream_only_if_it_says_so(
     name: str, on_streams: dict[tuple[str, int], dict[str, Any]]
 ) -> None:
     outcomes = [blocks[name]["correct"] for blocks in on_streams.values()]
-    assert all(set(outcome) == {"clean", "fog/5", "contrast/5"} for outcome in outcomes)
-    if METHODS[name].by_image:
-        assert outcomes[0] == outcomes[1], "each image by itself, whatever comes before and beside it"
-    else:
-        assert outcomes[0] != outcomes[1]
+    same = torch.equal(*outcomes)
+    assert same == METHODS[name].by_image, "each image by itself, whatever comes before and beside it"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -144,8 +150,9 @@ def test_one_command_compares_them_all_on_streams_and_batch_sizes(model: torch.n
         for name, block in place["methods"].items():
             copied = METHODS[name].by_image and place["stream"] != "mixed"
             assert block.get("same_as") == ("mixed" if copied else None)
-    assert results["protocol"]["batch_sizes"] == [8, 40]
-    assert results["protocol"]["streams"] == ["mixed", "sequential"]
+    assert [(run["stream"], run["batch_size"]) for run in results["runs"]] == [
+        (stream, size) for size in (8, 40) for stream in ("mixed", "sequential")
+    ]
     blocks = methods_of(results)
     assert blocks["dynamic_bn"]["refined"] is True
     assert blocks["few_shot"]["settings"]["FewShotBNCallback"]["images"] == 32
@@ -155,12 +162,12 @@ def test_one_command_compares_them_all_on_streams_and_batch_sizes(model: torch.n
 
 def test_quantiles_are_measured_where_none_are_given(model: torch.nn.Module, made: dict[str, Any]) -> None:
     clean = QuantileBank.collect(model, make_data().row_loaders(), rows=["clean"], progress=False)
-    options: dict[str, Any] = {"methods": ("distribution_matching",), "per_image": True, "progress": False}
+    options: dict[str, Any] = {"methods": ("distribution_matching",), "progress": False}
     measured, given = (
-        methods_of(evaluate(model, make_data(), quantiles=quantiles, **options))["distribution_matching"]["correct"]
+        methods_of(evaluate(model, make_data(), quantiles=quantiles, **options))["distribution_matching"]
         for quantiles in (None, clean)
     )
-    assert measured == given
+    assert measured["cells"] == given["cells"], "to the last bit of the likelihood"
     only_tests = CorruptionDataModule(None, test=make_data().test_images.dataset, corruptions=("fog",), preset="cifar")
     with pytest.raises(DataError, match="no training images"):
         evaluate(model, only_tests, methods=("distribution_matching",), progress=False)
@@ -169,7 +176,7 @@ def test_quantiles_are_measured_where_none_are_given(model: torch.nn.Module, mad
 def test_missing_quantiles_are_refused_before_any_work(
     model: torch.nn.Module, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynbn_lightning.evaluation._run", lambda *args: pytest.fail("work was done"))
+    monkeypatch.setattr(evaluation, "run_method", lambda *args: pytest.fail("work was done"))
     method = ("distribution_matching/dynamic_bn",)
     for quantiles in (None, replace(made["quantiles"], rows=("clean",), quantiles=made["quantiles"].quantiles[:1])):
         with pytest.raises(DataError, match="quantiles of every row"):
@@ -199,13 +206,13 @@ def test_what_cannot_work_is_refused_before_any_method_has_run(
     model: torch.nn.Module, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full: list[str] = []
-    run = evaluation._run
+    run = evaluation.run_piece
 
     def watched(*args: Any) -> Any:
-        full.extend([] if "limit_test_batches" in args[-1] else [args[2]])
+        full.append(args[2].method)
         return run(*args)
 
-    monkeypatch.setattr(evaluation, "_run", watched)
+    monkeypatch.setattr(evaluation, "run_piece", watched)
     options: dict[str, Any] = {"progress": False, **made}
     loaders = make_data().row_loaders(images_per_row=40)
     other_skip = QuantileBank.collect(model, loaders, rows=["clean"], skip=["bn1"], progress=False)

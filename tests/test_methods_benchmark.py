@@ -122,10 +122,10 @@ def test_short_form_of_the_comparison_on_real_images(dynbn_data: Path, tmp_path:
             for stream in ("mixed", "sequential", "continual")
         ),
     }
-    assert 0.88 < found["mixed", "source"]["clean"] < 0.94
+    assert 0.88 < found["mixed", "source"]["clean"]["accuracy"] < 0.94
     sequential = {method: found["sequential", method] for method in ("batch_stats", "distribution_matching")}
-    assert sequential["batch_stats"]["mean"] > found["mixed", "source"]["mean"] + 0.3
-    assert sequential["distribution_matching"]["clean"] > sequential["batch_stats"]["clean"]
+    assert sequential["batch_stats"]["mean"]["accuracy"] > found["mixed", "source"]["mean"]["accuracy"] + 0.3
+    assert sequential["distribution_matching"]["clean"]["accuracy"] > sequential["batch_stats"]["clean"]["accuracy"]
     assert found["continual", "batch_stats"]["cells"] == sequential["batch_stats"]["cells"], "the same batches"
     assert "| batch_stats |" in finished.stdout
 

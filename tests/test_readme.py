@@ -30,6 +30,7 @@ def test_python_example(cifar10_archive: Path, tmp_path: Path, monkeypatch: pyte
     assert len(bank) == 76
     assert bank.calibration is not None
     assert bank.provenance["normalization"]["mean"] == [0.485, 0.456, 0.406]
+    assert "report.html" in {path.name for path in (tmp_path / "results").iterdir()}
     model = names["model"]
     assert isinstance(model, torch.nn.Module)
     bank.check_model(model)  # refuses a model that is still patched, or was changed

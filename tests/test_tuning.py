@@ -12,8 +12,16 @@ from tuning_models import make_bank, make_data, make_model
 
 from dynbn_lightning import BNStatsBank
 from dynbn_lightning.datamodules.batches import DrawnBatch
+from dynbn_lightning.datamodules.row_loaders import Batches
 from dynbn_lightning.errors import BankError, DataError
-from dynbn_lightning.tuning import CleanPredictions, check_bank_and_data, disagreement, in_evaluation_mode, tune
+from dynbn_lightning.tuning import (
+    CleanPredictions,
+    UnfinishedTuning,
+    check_bank_and_data,
+    disagreement,
+    in_evaluation_mode,
+    tune,
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +103,23 @@ def test_disagreement() -> None:
 def test_tuning_lowers_the_loss_and_touches_its_parameters_alone() -> None:
     parameter, other = (torch.tensor([3.0], requires_grad=True) for _ in range(2))
     zeros = torch.zeros(1, dtype=torch.int64)
-    batches = [batch_of(torch.zeros(1, 4), 0)] * 200
+    batches = Batches(lambda: iter([batch_of(torch.zeros(1, 4), 0)] * 200), 200)
 
     def loss_of(batch: DrawnBatch) -> Tensor:
         assert batch.rows is not zeros
         return (parameter * other - 1).square().sum()
 
     with torch.no_grad():
-        losses = tune([parameter], loss_of, batches, learning_rate=0.1, description="", progress=False)
+        losses = tune(
+            [parameter],
+            loss_of,
+            lambda start: batches,
+            learning_rate=0.1,
+            description="",
+            progress=False,
+            unfinished=UnfinishedTuning(None, "", {}, {}),
+            predictions=CleanPredictions(nn.Identity()),
+        )
     assert len(losses) == 200
     assert losses[0] == pytest.approx(64)
     assert losses[-1] < 1e-3

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from dynbn_lightning import BNStatsBank, CorruptionDataModule
 from dynbn_lightning.batchnorm import Calibration
 from dynbn_lightning.calibrating import IMAGE_SHARE, SOURCE_SHARE
 from dynbn_lightning.datamodules.batches import DrawnBatch
+from dynbn_lightning.datamodules.row_loaders import Batches
 from dynbn_lightning.models import Normalization
 
 NORMALIZATION = Normalization.of("half")
@@ -131,6 +133,24 @@ def assert_untouched(model: nn.Module, before: Any) -> None:
 def pixels_of(batch: DrawnBatch) -> Tensor:
     """The 8-bit pixels of a batch, in [0, 1], float32."""
     return (NORMALIZATION.undo(batch.images) * 255).round() / 255
+
+
+def batches_drawn(data: CorruptionDataModule) -> Counter[str]:
+    """From now on, how many batches of each part are made."""
+    draw, counts = data.drawn_batches, Counter[str]()
+
+    def counted(images: int, part: Any, **options: Any) -> Batches[DrawnBatch]:
+        batches = draw(images, part, **options)
+
+        def made() -> Iterator[DrawnBatch]:
+            for batch in batches:
+                counts[part] += 1
+                yield batch
+
+        return Batches(made, len(batches))
+
+    data.drawn_batches = counted  # type: ignore[method-assign]
+    return counts
 
 
 def parts_drawn(data: CorruptionDataModule) -> list[tuple[str, bool]]:

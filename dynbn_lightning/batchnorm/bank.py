@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,8 +20,8 @@ from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import source_statistics
 from dynbn_lightning.batchnorm.ranks import do_on_first_rank, gather_from_ranks
 from dynbn_lightning.batchnorm.statistics import Statistics
-from dynbn_lightning.errors import BankError, DataError, did_you_mean, first_few
-from dynbn_lightning.files import check_output_folder
+from dynbn_lightning.batchnorm.unfinished_bank import UnfinishedBank, as_in_a_file
+from dynbn_lightning.errors import BankError, DataError, did_you_mean
 from dynbn_lightning.progress import progress_bar
 
 _CALIBRATION_TABLES = ("source_share", "image_share")
@@ -165,9 +164,9 @@ class BNStatsBank:
             provenance={**dict(getattr(loaders, "provenance", {})), "propagate": propagate, "image_counts": {}},
             skip=tuple(skip),
         )
-        file = None if path is None else UnfinishedBank(Path(path))
+        file = None if path is None else UnfinishedBank(Path(path), cls.load, _settings_of)
         if file is not None:
-            bank = do_on_first_rank(lambda: file.begin(bank, rows))
+            bank = do_on_first_rank(lambda: _resumed(bank, file, rows))
         with progress_bar(shown=progress) as bar:
             task = bar.add_task("BatchNorm statistics", total=len(rows))
             for row in rows:
@@ -286,45 +285,12 @@ def _read_calibration(tables: Mapping[str, Tensor], described: Mapping[str, Any]
     )
 
 
-class UnfinishedBank:
-    """The finished rows of a collection that has more to measure, in a file beside the one that the bank will have."""
+def _settings_of(bank: BNStatsBank) -> dict[str, Any]:
+    """What decided a bank's rows, beside the model; how many images each row has seen is found, not chosen."""
+    return {**bank.provenance, "image_counts": {}, "skip": list(bank.skip)}
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows_so_far = path.with_name(f"{path.stem}.unfinished{path.suffix}")
 
-    def begin(self, bank: BNStatsBank, rows: Sequence[str]) -> BNStatsBank:
-        """The bank that an interrupted collection of `rows` left, or else `bank`, which has row 0 alone.
-
-        Raises:
-            OutputError: if nothing can be written there.
-            BankError: if what is there is damaged or comes from another collection, or the provenance is no JSON.
-        """
-        check_output_folder(self._path.parent)
-        try:
-            bank = replace(bank, provenance=json.loads(json.dumps(dict(bank.provenance))))
-        except (TypeError, ValueError) as error:
-            raise BankError(f"the provenance of these loaders cannot be written as JSON: {error}") from error
-        if not self.rows_so_far.exists():
-            return bank
-        kept = BNStatsBank.load(self.rows_so_far)
-        there, here = ({**one.provenance, "image_counts": {}, "skip": list(one.skip)} for one in (kept, bank))
-        differences = [
-            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-            for key in {**here, **there}
-            if there.get(key) != here.get(key)
-        ]
-        if kept.rows[1:] != tuple(rows)[: len(kept) - 1]:
-            differences.append(f"rows: {first_few(kept.rows[1:])} there, {first_few(rows)} here")
-        if dict(kept.fingerprints) != dict(bank.fingerprints):
-            differences.append("the model")
-        if differences:
-            raise BankError(
-                f"{self.rows_so_far} holds the first rows of another collection ({'; '.join(differences)}): "
-                "remove it to begin anew, or write to another path"
-            )
-        return kept
-
-    def finish(self) -> None:
-        """Give the file its name, now that all rows are in it."""
-        self.rows_so_far.replace(self._path)
+def _resumed(bank: BNStatsBank, file: UnfinishedBank[BNStatsBank], rows: Sequence[str]) -> BNStatsBank:
+    """What an interrupted collection of `rows` left, or else `bank`, which has row 0 alone."""
+    bank = replace(bank, provenance=as_in_a_file(bank.provenance))
+    return file.begin(_settings_of(bank), bank.fingerprints, rows) or bank

@@ -20,6 +20,7 @@ from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
 from dynbn_lightning.batchnorm.quantiles import quantiles_of, sampled
+from dynbn_lightning.batchnorm.unfinished_bank import UnfinishedBank, as_in_a_file
 from dynbn_lightning.errors import BankError, DataError, did_you_mean
 from dynbn_lightning.progress import progress_bar
 
@@ -82,11 +83,13 @@ class QuantileBank:
         count: int = 64,
         rows: Sequence[str] | None = None,
         skip: Sequence[str] = (),
+        path: str | Path | None = None,
         progress: bool = True,
     ) -> QuantileBank:
         """Measure the quantiles of a model's activations on each row's images; the model is as it was afterwards.
 
-        Each process of `torch.distributed` measures on the images that it is given, for itself.
+        Each process of `torch.distributed` measures on the images that it is given, for itself, and needs a `path` of
+        its own.
 
         Args:
             model: with its own statistics.
@@ -95,11 +98,15 @@ class QuantileBank:
             count: how many quantiles.
             rows: only these and `clean`; by default all of `loaders`.
             skip: names of layers, or of modules that hold some, which are left as they are.
+            path: where to write the bank. Finished rows are kept beside it until all are, and the same call goes on
+                after them if it is interrupted.
             progress: show a progress bar.
 
         Raises:
-            BankError: if there are no clean images, or fewer than two quantiles are asked for.
+            BankError: if there are no clean images, if fewer than two quantiles are asked for, or if the rows kept
+                beside `path` are of another collection.
             DataError: if a loader is empty or yields no images, or images with NaN; it names the row.
+            OutputError: if nothing can be written to `path`.
             UnsupportedModelError: if the model has no BatchNorm layers or unsupported ones that are not skipped.
         """
         if count < 2:
@@ -110,29 +117,38 @@ class QuantileBank:
         for row in names:
             if row not in loaders:
                 raise BankError(f"`loaders` has no row {row!r}: {did_you_mean(row, loaders)}")
-        layers = find_batchnorm_layers(model, skip)
-        source: dict[str, Tensor] | None = None
-        measured = []
+        layers = {name: len(source_statistics(layer)[0]) for name, layer in find_batchnorm_layers(model, skip).items()}
+        widths = list(layers.values())
+        known_by = fingerprints(model)
+        provenance = dict(getattr(loaders, "provenance", {}))
+        measured: list[Tensor] = []
+        file = None if path is None else UnfinishedBank(Path(path), cls.load, _settings_of)
+        if file is not None:
+            provenance = as_in_a_file(provenance)
+            kept = file.begin(_settings(provenance, count, skip), known_by, names[1:])
+            measured = [] if kept is None else list(kept.quantiles)
+
+        def bank_so_far() -> QuantileBank:
+            rows_so_far = tuple(names[: len(measured)])
+            return cls(rows_so_far, layers, torch.stack(measured), known_by, provenance, tuple(skip))
+
         with progress_bar(shown=progress) as bar:
-            task = bar.add_task("quantiles", total=len(names))
-            for row in names:
+            task = bar.add_task("quantiles", total=len(names), completed=len(measured))
+            for row in names[len(measured) :]:
                 bar.update(task, description=f"quantiles of {row}")
+                source = dict(zip(layers, torch.split(measured[0], widths), strict=True)) if measured else None
                 try:
                     found = _measure(model, loaders[row], count, source, skip)
                 except DataError as error:
                     raise DataError(f"row {row!r}: {error}") from error
-                source = source or found
                 measured.append(torch.cat([found[name] for name in layers]))
+                if file is not None:
+                    bank_so_far().save(file.rows_so_far)
                 bar.advance(task)
             bar.update(task, description="quantiles")
-        return cls(
-            rows=tuple(names),
-            layers={name: len(source_statistics(layer)[0]) for name, layer in layers.items()},
-            quantiles=torch.stack(measured),
-            fingerprints=fingerprints(model),
-            provenance=dict(getattr(loaders, "provenance", {})),
-            skip=tuple(skip),
-        )
+        if file is not None:
+            file.finish()
+        return bank_so_far()
 
     def of_layer(self, name: str) -> Tensor:
         """The quantiles of one layer, (K, its channels, Q)."""
@@ -180,6 +196,15 @@ class QuantileBank:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BankError(f"{path} is damaged: {error}") from error
+
+
+def _settings_of(bank: QuantileBank) -> dict[str, Any]:
+    return _settings(bank.provenance, bank.quantiles.shape[2], bank.skip)
+
+
+def _settings(provenance: Mapping[str, Any], count: int, skip: Sequence[str]) -> dict[str, Any]:
+    """What decides a bank's rows, beside the model."""
+    return {**provenance, "count": count, "skip": list(skip)}
 
 
 class _Measuring:

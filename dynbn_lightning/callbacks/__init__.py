@@ -2,6 +2,7 @@
 
 from .base import BatchNormCallback
 from .batch_stats import BatchStatsCallback
+from .corruption_report import CorruptionReportCallback
 from .distribution_matching import DistributionMatchingCallback
 from .dynamic_bn import DynamicBNCallback
 from .ema_stats import EMAStatsCallback
@@ -12,6 +13,7 @@ from .unmix_tns import UnMixTNSCallback
 __all__ = [
     "BatchNormCallback",
     "BatchStatsCallback",
+    "CorruptionReportCallback",
     "DistributionMatchingCallback",
     "DynamicBNCallback",
     "EMAStatsCallback",

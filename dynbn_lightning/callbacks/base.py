@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.layer_sync import _BatchNormXd
@@ -21,6 +21,17 @@ class PatchedBatchNormXd(PatchedLayer, _BatchNormXd):
 register(_BatchNormXd, PatchedBatchNormXd)
 
 
+class Detection(NamedTuple):
+    """What a method detected in the images of a batch."""
+
+    rows: tuple[str, ...]
+    """The names of the rows it could detect."""
+    detected: Tensor
+    """The most probable row of each image, (N,) int64."""
+    confidences: Tensor
+    """The probability of that row, (N,)."""
+
+
 class BatchNormCallback(Callback, ABC):
     """A method that works by patching BatchNorm layers while testing, predicting and validating.
 
@@ -30,9 +41,18 @@ class BatchNormCallback(Callback, ABC):
     too. Validation inside `fit` is left alone.
     """
 
+    method: ClassVar[str]
+    """The method's name in reports."""
+
     def __init__(self) -> None:
         self._patch: Patch | None = None
         self._loader = 0
+        self._detection: Detection | None = None
+
+    @property
+    def detection(self) -> Detection | None:
+        """What was detected in the images of the present batch; None by a method that detects nothing."""
+        return self._detection
 
     @abstractmethod
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
@@ -59,6 +79,7 @@ class BatchNormCallback(Callback, ABC):
         if self._patch is not None:
             self._patch.undo()
             self._patch = None
+        self._detection = None
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

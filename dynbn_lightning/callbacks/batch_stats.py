@@ -34,6 +34,8 @@ class BatchStatsCallback(LayerwiseCallback[BatchStatisticsPolicy]):
         MethodError: for a negative prior, a share outside [0, 1], or both.
     """
 
+    method = "batch_stats"
+
     def __init__(self, prior: float = 0, source_weight: float | None = None, skip: Sequence[str] = ()) -> None:
         super().__init__(skip)
         self.prior, self.source_weight = prior, source_weight

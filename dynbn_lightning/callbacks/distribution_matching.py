@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..batchnorm import DistributionMatchingPolicy, LayerPolicy, Patch, Per, QuantileBank, RoutedMatchingPolicy, Samples
 from ..errors import BankError, MethodError
-from .base import BatchNormCallback
+from .base import BatchNormCallback, Detection
 from .dynamic_bn import DynamicBNCallback
 from .find_model import find_model
 
@@ -45,6 +45,8 @@ class DistributionMatchingCallback(BatchNormCallback):
         BankError: for quantiles that are damaged or, when evaluation starts, of another model.
     """
 
+    method = "distribution_matching"
+
     def __init__(
         self,
         quantiles: QuantileBank | str | Path,
@@ -69,6 +71,11 @@ class DistributionMatchingCallback(BatchNormCallback):
                 "base=, and bank.unrefined()"
             )
         self.quantiles.of_rows(base.bank.rows)
+
+    @property
+    def detection(self) -> Detection | None:
+        """What the base detected."""
+        return None if self.base is None else self.base.detection
 
     def find_model(self, pl_module: LightningModule) -> nn.Module:
         """The module inside `pl_module` that the quantiles were measured on.

@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
-from .base import BatchNormCallback
+from .base import BatchNormCallback, Detection
 from .batch_stats import BatchStatsCallback
 from .find_model import find_model
 from .frozen_detector import FrozenDetector
@@ -84,6 +84,8 @@ class DynamicBNCallback(BatchNormCallback):
         ImageError: at the first batch, if the images are not pixels in [0, 1] under the known normalisation.
         RoutingError: at the first batch, for oracle routing where nothing is known of the images.
     """
+
+    method = "dynamic_bn"
 
     def __init__(
         self,
@@ -197,7 +199,8 @@ class DynamicBNCallback(BatchNormCallback):
             self._known = self._known_normalization(datamodule)
             self._check_pixels(images)
         weights = self.assign(self._pixels(images))
-        detected = weights.argmax(dim=1)
+        confidences, detected = weights.max(dim=1)
+        self._detection = Detection(self.bank.rows, detected, confidences)
         try:
             # A row that is none where there is NaN: the routing's own check finds it, with no further wait for the
             # device.

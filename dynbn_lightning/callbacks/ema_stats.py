@@ -29,6 +29,8 @@ class EMAStatsCallback(StreamStatisticsCallback):
         MethodError: for another momentum or `reset`.
     """
 
+    method = "ema"
+
     def __init__(self, momentum: float = 0.1, reset: Reset = "loader", skip: Sequence[str] = ()) -> None:
         super().__init__(reset, skip)
         RunningAveragePolicy(momentum)  # refuses here what it would refuse when evaluation starts

@@ -39,6 +39,8 @@ class FewShotBNCallback(StreamStatisticsCallback):
         MethodError: for fewer than one image, or another `reset`.
     """
 
+    method = "few_shot"
+
     def __init__(self, images: int = 32, reset: Reset = "loader", skip: Sequence[str] = ()) -> None:
         super().__init__(reset, skip)
         FirstImagesPolicy(images)  # refuses here what it would refuse when evaluation starts

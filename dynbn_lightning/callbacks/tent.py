@@ -45,6 +45,8 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
             logits or anything to optimise.
     """
 
+    method = "tent"
+
     def __init__(self, lr: float = 1e-3, steps: int = 1, reset: TentReset = "loader", skip: Sequence[str] = ()) -> None:
         check_reset(reset, get_args(TentReset))
         super().__init__(reset, skip)

@@ -34,6 +34,8 @@ class UnMixTNSCallback(StreamStatisticsCallback):
         MethodError: for settings out of range.
     """
 
+    method = "unmix_tns"
+
     def __init__(
         self,
         components: int = 16,

@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     errors = Console(stderr=True, style="red", markup=False, soft_wrap=True)
     try:
-        check_output_folder(options.output)
+        if options.output is not None:
+            check_output_folder(options.output)
         options.run(options, Console())
     except DynBNError as error:
         errors.print(f"dynbn {options.command}: {error}")

@@ -94,7 +94,7 @@ def build_parser() -> ArgumentParser:
         help="besides, measure N quantiles of the activations in each row, for distribution matching on top of the "
         "bank; writes DIR/quantiles.safetensors. 64 is usual",
     )
-    build.set_defaults(interrupted="finished rows of the bank are kept, and the same command goes on after them")
+    build.set_defaults(interrupted="finished rows are kept, and the same command goes on after them")
     build.add_argument(
         "--skip", type=names, default=(), metavar="A,B", help="layers to leave as they are, for unsupported ones"
     )
@@ -121,6 +121,7 @@ def build_parser() -> ArgumentParser:
         data_options(),
     )
     for command, images, criterion in ((calibrate, 12_800, "consistency"), (refine, 64_000, "labels")):
+        command.set_defaults(interrupted="what was done is kept, and the same command goes on")
         command.add_argument("--bank", type=Path, required=True, metavar="FILE", help="bank.safetensors of this model")
         command.add_argument("--images", type=positive, default=images, metavar="N", help="drawn images to tune on")
         command.add_argument(
@@ -137,8 +138,9 @@ def build_parser() -> ArgumentParser:
         commands,
         "evaluate",
         run.evaluate,
-        "Test a model on corrupted test images by several methods; writes DIR/results.json and the table, "
-        "DIR/results.md.",
+        "Test a model on corrupted test images by several methods; writes results.json, results.csv, results.md, "
+        "results.tex and report.html to DIR. Interrupted, the same command goes on; methods added later stand beside "
+        "those that are there.",
         run_options(),
         model_options(),
         data_options(batch_sizes=True),
@@ -168,8 +170,30 @@ def build_parser() -> ArgumentParser:
         help="quantiles.safetensors of `dynbn bank build --quantile-count`; for distribution_matching and "
         "distribution_matching/image measured on clean training images if not given",
     )
+    evaluate.set_defaults(
+        interrupted="what is finished is kept and the same command goes on; `dynbn report` shows what there is"
+    )
     evaluate.add_argument("--bank", type=Path, metavar="FILE", help="bank.safetensors of this model")
     evaluate.add_argument("--detector", type=Path, metavar="FILE", help="detector.ckpt with the bank's rows")
+
+    report = add(
+        commands,
+        "report",
+        run.report,
+        "Write results.csv, results.md, results.tex and report.html from the results of `dynbn evaluate` or of a "
+        "CorruptionReportCallback; several folders become one comparison. An interrupted run will do: the report says "
+        "what is missing.",
+    )
+    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder with a results.json")
+    report.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write to; that of the results if there is only one"
+    )
+    report.add_argument(
+        "--baseline",
+        metavar="NAME|DIR",
+        help="denominators of the corruption errors: alexnet (ImageNet-C), benz-cifar10, benz-cifar100, or results "
+        "whose source is the baseline; if not given the literature's for cifar10, cifar100 and imagenet",
+    )
 
     figures = add(
         commands,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -68,12 +70,28 @@ def bank_build(options: Namespace, console: Console) -> None:
     device = device_of(options.accelerator)
     loaders = data.row_loaders(images_per_row=options.images_per_row, device=device)
     path = options.output / "bank.safetensors"
-    bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
+    bank = None
+    if options.quantile_count is not None and (options.output / "quantiles.unfinished.safetensors").is_file():
+        bank = _made_before(path, model, loaders, options.skip)  # then the bank was finished before the interruption
+    if bank is None:
+        bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
     console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")
     if options.quantile_count is not None:
         path = options.output / "quantiles.safetensors"
-        QuantileBank.collect(model, loaders, count=options.quantile_count, skip=options.skip).save(path)
+        QuantileBank.collect(model.to(device), loaders, count=options.quantile_count, skip=options.skip, path=path)
         console.print(f"{path}: {options.quantile_count} quantiles of each channel in the same rows")
+
+
+def _made_before(path: Path, model: Any, loaders: Any, skip: list[str]) -> Any:
+    """The bank in a file, if it is what collecting one with these options would make; else None."""
+    from dynbn_lightning.batchnorm import BNStatsBank
+
+    if not path.is_file():
+        return None
+    bank = BNStatsBank.load(path)
+    same = bank.mismatch(model) is None and bank.rows == tuple(loaders) and list(bank.skip) == list(skip)
+    given = json.loads(json.dumps(loaders.provenance))
+    return bank if same and given == {key: bank.provenance.get(key) for key in given} else None
 
 
 def _model_and_data(options: Namespace) -> tuple[Any, CorruptionDataModule]:
@@ -93,9 +111,8 @@ def calibrate(options: Namespace, console: Console) -> None:
 
     bank = BNStatsBank.load(options.bank)
     model, data = _model_and_data(options)
-    bank = calibrate(model, bank, options.detector, data, images=options.images, criterion=options.criterion)
     path = options.output / "bank.safetensors"
-    bank.save(path)
+    bank = calibrate(model, bank, options.detector, data, images=options.images, criterion=options.criterion, path=path)
     assert bank.calibration is not None
     console.print(calibration_table(bank.calibration.provenance["check"]))
     console.print(f"{path}: calibrated; the detector's temperature is {bank.calibration.temperature:.2f}")
@@ -108,9 +125,8 @@ def refine(options: Namespace, console: Console) -> None:
 
     bank = BNStatsBank.load(options.bank)
     model, data = _model_and_data(options)
-    bank = refine(model, bank, data, images=options.images, criterion=options.criterion)
     path = options.output / "bank.safetensors"
-    bank.save(path)
+    bank = refine(model, bank, data, images=options.images, criterion=options.criterion, path=path)
     console.print(f"{path}: {len(bank) - 1} rows refined on {options.images} corrupted training images")
 
 
@@ -118,9 +134,8 @@ def evaluate(options: Namespace, console: Console) -> None:
     """`dynbn evaluate`."""
     from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank
     from dynbn_lightning.evaluation import check_batch_sizes, check_streams, evaluate
-    from dynbn_lightning.files import whole_file
     from dynbn_lightning.methods import check_bank, check_methods, default_methods, needed_quantiles
-    from dynbn_lightning.reporting import markdown_table, results_table, write_results
+    from dynbn_lightning.reporting import results_table
 
     bank = None if options.bank is None else BNStatsBank.load(options.bank)
     quantiles = None if options.quantiles is None else QuantileBank.load(options.quantiles)
@@ -144,18 +159,34 @@ def evaluate(options: Namespace, console: Console) -> None:
         bank=bank,
         detector=options.detector,
         quantiles=quantiles,
+        output=options.output,
+        about={
+            "model": options.model,
+            "checkpoint": None if options.checkpoint is None else options.checkpoint.name,
+        },
         accelerator=options.accelerator,
     )
-    results["protocol"] = {
-        "model": options.model,
-        "checkpoint": None if options.checkpoint is None else options.checkpoint.name,
-        **{key: value for key, value in results["protocol"].items() if key != "model"},
-    }
-    path = write_results(results, options.output)
-    with whole_file(options.output / "results.md") as temporary:
-        temporary.write_text(markdown_table(results))
     console.print(results_table(results))
-    console.print(f"results: {path}, and the table as {path.with_suffix('.md')}")
+    _write_report([options.output], options.output, None, console)
+
+
+def report(options: Namespace, console: Console) -> None:
+    """`dynbn report`."""
+    from dynbn_lightning.errors import DataError
+
+    output = options.output
+    if output is None:
+        if len(options.folders) > 1:
+            raise DataError("several folders become one report in a folder of its own: pass --output DIR")
+        output = options.folders[0] if options.folders[0].is_dir() else options.folders[0].parent
+    _write_report(options.folders, output, options.baseline, console)
+
+
+def _write_report(folders: list[Path], output: Path, baseline: str | None, console: Console) -> None:
+    from dynbn_lightning.reporting import write_report
+
+    paths = write_report(folders, output, baseline=baseline)
+    console.print(f"{paths[-1]}, and in the same folder {', '.join(path.name for path in paths[:-1])}", soft_wrap=True)
 
 
 def figures(options: Namespace, console: Console) -> None:

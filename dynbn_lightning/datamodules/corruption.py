@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -132,6 +133,7 @@ class CorruptionDataModule(LightningDataModule):
         if frost_textures is not None:
             texture_files(frost_textures)  # and a folder without photographs
         self.batch_info: BatchInfo | None = None
+        self._begin_at = (0, 0)
 
     # What there is
 
@@ -173,6 +175,21 @@ class CorruptionDataModule(LightningDataModule):
             raise DataError(f"{count} training images are too few to hold {self.validation_fraction:.0%} out")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
         return order[held_out:], order[:held_out]
+
+    def showing(
+        self, stream: Stream | None = None, batch_size: int | None = None, begin_at: tuple[int, int] = (0, 0)
+    ) -> CorruptionDataModule:
+        """This datamodule with another stream or batch size, for going on with a test from a place in the stream.
+
+        Args:
+            stream: by default its own.
+            batch_size: by default its own.
+            begin_at: the number of the first loader, and how many batches of it to leave out.
+        """
+        shown = copy.copy(self)
+        shown.stream, shown.batch_size = stream or self.stream, batch_size or self.batch_size
+        shown._begin_at = begin_at
+        return shown
 
     def provenance(self) -> dict[str, Any]:
         """What a bank or a report should say about this data: source, preset, normalisation, severities, seed."""
@@ -283,6 +300,7 @@ class CorruptionDataModule(LightningDataModule):
         *,
         clean: bool = True,
         batch_size: int = 64,
+        start: int = 0,
         device: str | torch.device = "cpu",
     ) -> Batches[DrawnBatch]:
         """Batches of training images, each image and its cell drawn at random: the same ones in every iteration.
@@ -293,10 +311,12 @@ class CorruptionDataModule(LightningDataModule):
                 quarters to choose by (`"choose"`) and one to check the choice on (`"check"`).
             clean: draw clean as often as each corruption, or not at all.
             batch_size: images per batch.
+            start: how many of the first batches to leave out, which costs nothing; the others are as they were.
             device: where to corrupt.
 
         Raises:
-            DataError: if there are no training images, one of the numbers is not positive, or the part is unknown.
+            DataError: if there are no training images, one of the numbers is not positive, the part is unknown, or
+                more batches are to be left out than there are.
         """
         if part not in get_args(Part):
             raise DataError(f"part={part!r}: {did_you_mean(str(part), get_args(Part))}")
@@ -306,6 +326,8 @@ class CorruptionDataModule(LightningDataModule):
         if not indices:
             raise DataError(f"{len(self._split[1])} held-out training images are too few: raise validation_fraction")
         count = -(-images // batch_size)
+        if not 0 <= start <= count:
+            raise DataError(f"start={start!r}: expected a number of batches to leave out, from 0 to all {count}")
         corruptions = (CLEAN, *self.corruptions) if clean else self.corruptions
 
         def draw(position: int) -> tuple[int, int]:
@@ -314,9 +336,9 @@ class CorruptionDataModule(LightningDataModule):
             return index, self._cell_of(random.choice(corruptions), index, position).code
 
         def batches() -> Iterator[DrawnBatch]:
-            pairs = [draw(position) for position in range(count * batch_size)]
+            pairs = [draw(position) for position in range(start * batch_size, count * batch_size)]
             options: dict[str, Any] = {"split": "train", "form": "classifier", "batch_size": batch_size}
-            for number, batch in enumerate(self._loader(self.train_images, [pairs], **options)):
+            for number, batch in enumerate(self._loader(self.train_images, [pairs], **options), start):
                 batch = batch._replace(pixels=batch.pixels.to(device), labels=batch.labels.to(device))
                 corrupted = self._corrupted(batch, epoch=number)
                 rows = torch.tensor([self._row_of(Cell.from_code(code)) for code in batch.cells], device=device)
@@ -329,7 +351,7 @@ class CorruptionDataModule(LightningDataModule):
                 )
             self.batch_info = None
 
-        return Batches(batches, count)
+        return Batches(batches, count - start)
 
     # How a batch is made
 
@@ -345,11 +367,17 @@ class CorruptionDataModule(LightningDataModule):
             # A detector is tested on what it is trained on: pixels and rows.
             form = "detector" if getattr(self.trainer.lightning_module, "rows", None) == self.rows else form
         labels = [images.labels[index] for index in indices] if self.stream == "correlated" else [0] * len(indices)
+        first_loader, first_batch = self._begin_at
+        of_loaders = stream_pairs(labels, self.cells, self.stream, self.seed, self.concentration)[first_loader:]
         loaders = [
             self._loader(
-                images, [[(indices[place], code) for place, code in part] for part in parts], split=split, form=form
+                images,
+                [[(indices[place], code) for place, code in part] for part in parts],
+                split=split,
+                form=form,
+                first_batch=0 if number else first_batch,
             )
-            for parts in stream_pairs(labels, self.cells, self.stream, self.seed, self.concentration)
+            for number, parts in enumerate(of_loaders)
         ]
         return loaders[0] if self.stream in ("mixed", "continual") else loaders
 

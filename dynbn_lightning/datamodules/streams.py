@@ -85,6 +85,7 @@ def make_loader(
     batch_size: int,
     num_workers: int,
     shuffle_seed: int | None = None,
+    first_batch: int = 0,
 ) -> DataLoader[Any]:
     """A loader of `PixelBatch` over image and cell pairs.
 
@@ -96,6 +97,7 @@ def make_loader(
         batch_size: images per batch; the last one of each part may be smaller.
         num_workers: loader processes.
         shuffle_seed: shuffle the pairs, of one part, anew every epoch.
+        first_batch: how many batches to leave out at the beginning.
     """
     options: dict[str, Any] = {
         "collate_fn": partial(collate, split=split, form=form),
@@ -104,9 +106,9 @@ def make_loader(
     }
     if len(parts) > 1:
         batches = [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
-        return DataLoader(CellBatches(images, batches), batch_size=None, **options)
+        return DataLoader(CellBatches(images, batches[first_batch:]), batch_size=None, **options)
     return DataLoader(
-        CellItems(images, parts[0]),
+        CellItems(images, parts[0][first_batch * batch_size :]),
         batch_size=batch_size,
         shuffle=shuffle_seed is not None,
         generator=None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def paired_bootstrap(
         raise DataError(f"level={level!r} is not between 0 and 1")
     by_image = _differences(first, second)
     resampled = torch.cat(
-        [counts @ by_image / len(by_image) for counts in _image_counts(len(by_image), resamples, seed)]
+        [counts.double() @ by_image / len(by_image) for counts in _image_counts(len(by_image), resamples, seed)]
     )
     return PairedIntervals(
         cells=_interval(by_image.mean(dim=0), resampled, level),
@@ -117,15 +117,19 @@ def _differences(first: Tensor, second: Tensor) -> Tensor:
     return differences.mean(dim=0)
 
 
-def _image_counts(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each image is drawn in each resample, (some resamples, images) at a time, float64."""
+@lru_cache(maxsize=1)  # a report takes many intervals over the same images, and the draws are most of the work
+def _image_counts(images: int, resamples: int, seed: int) -> list[Tensor]:
+    """How often each image is drawn in each resample, in parts of (some resamples, images), int16."""
     generator = torch.Generator().manual_seed(seed)
     at_once = max(1, DRAWS_AT_ONCE // images)
+    parts = []
     for begin in range(0, resamples, at_once):
         count = min(at_once, resamples - begin)
         drawn = torch.randint(images, (count, images), generator=generator)
         places = drawn + images * torch.arange(count).unsqueeze(1)
-        yield torch.bincount(places.flatten(), minlength=count * images).reshape(count, images).double()
+        counts = torch.bincount(places.flatten(), minlength=count * images).reshape(count, images)
+        parts.append(counts.short())
+    return parts
 
 
 def _interval(difference: Tensor, resampled: Tensor, level: float) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -12,7 +13,7 @@ from torch.optim import SGD
 from torchmetrics import MeanMetric
 
 from dynbn_lightning.datamodules.batches import batch_info_of, knows_cells
-from dynbn_lightning.metrics import CellAccuracy, Top1Accuracy, mean_over_corruptions
+from dynbn_lightning.metrics import CellMetrics, Top1Accuracy, mean_over_corruptions
 from dynbn_lightning.modules.schedule import decay_groups, with_warmup_cosine
 
 
@@ -25,7 +26,8 @@ class ClassifierModule(LightningModule):
     - `train/loss`, `val/loss`, `val/acc`, `test/acc`: means over images, accuracies top-1 from 0 to 1;
     - while testing with a datamodule that knows the cell of each image (its `batch_info.cells`, int64 (N,) of
       `Cell.code`): `clean/acc`, `fog/3/acc` and so on for each cell seen, and `mean/acc`, the mean of the
-      accuracies of the cells other than clean. `cell_accuracy` keeps the counts until the next test.
+      accuracies of the cells other than clean. `cell_metrics` keeps the counts until the next test, and its `compute`
+      gives also each cell's top-5 accuracy, negative log likelihood and calibration error.
 
     The recipe (SGD with Nesterov momentum, linear warm-up and cosine, decay of weights only) is one for small ResNets
     trained from nothing on batches of about 128; override `configure_optimizers` for another.
@@ -60,7 +62,7 @@ class ClassifierModule(LightningModule):
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = Top1Accuracy()
         self.test_accuracy = Top1Accuracy()
-        self.cell_accuracy = CellAccuracy()
+        self.cell_metrics = CellMetrics()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (N, K), of images as the model takes them, shape (N, C, H, W)."""
@@ -91,38 +93,42 @@ class ClassifierModule(LightningModule):
         self.log("val/loss", self.val_loss.compute(), sync_dist=True)
         self.log("val/acc", self.val_accuracy.compute(), prog_bar=True, sync_dist=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Count a batch for `test/acc` and, when its cells are known, for the accuracy of each cell.
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Count a batch for `test/acc` and, when its cells are known, for the scores of each cell.
 
         Returns:
-            Whether each image was classified rightly, (N,) bool, for callbacks.
+            `{"logits": logits}`, shape (N, K), detached, for callbacks.
         """
         images, labels = batch
         logits = self(images)
         self.test_accuracy.update(logits, labels)
         info = batch_info_of(self.trainer)
         if info is not None:
-            self.cell_accuracy.update(logits, labels, info.cells)
-        correct: Tensor = logits.argmax(dim=1) == labels
-        return correct
+            self.cell_metrics.update(logits, labels, info.cells)
+        return {"logits": logits.detach()}
 
     def on_test_epoch_start(self) -> None:
         """Begin to count anew."""
         self.test_accuracy.reset()
-        self.cell_accuracy.reset()
+        self.cell_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy over all test batches, of each cell and over the cells."""
         # Here and not in the step: one value over all dataloaders, and what is logged stays readable afterwards.
         self.log("test/acc", self.test_accuracy.compute(), prog_bar=True, sync_dist=True)
         # Among several processes, what this one has counted cannot decide: all take part when counts are summed.
-        if not (knows_cells(self.trainer) and (self.cell_accuracy.update_called or self.trainer.world_size > 1)):
+        if not (knows_cells(self.trainer) and (self.cell_metrics.update_called or self.trainer.world_size > 1)):
             return
-        accuracies = self.cell_accuracy.compute()
-        self.log_dict({f"{name}/acc": accuracy for name, accuracy in accuracies.items()}, sync_dist=True)
-        mean = mean_over_corruptions(accuracies)
+        scores = self.cell_metrics.compute()
+        logged = {f"{name}/acc": its.accuracy for name, its in scores.items()}
+        mean = mean_over_corruptions(scores)
         if mean is not None:
-            self.log("mean/acc", mean, sync_dist=True)
+            logged["mean/acc"] = mean.accuracy
+        # Lightning would store plain floats in the default dtype, which the true half precisions set to 16 bits.
+        as_tensors = {
+            name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in logged.items()
+        }
+        self.log_dict(as_tensors, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The logits, shape (N, K), of a batch of images, with or without labels."""

@@ -1,69 +1,94 @@
-"""Results as tables, for the terminal and for documents."""
+"""The table of methods, for the terminal and in Markdown: accuracies, costs and needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from dynbn_lightning.reporting.results import method_blocks
+from dynbn_lightning.reporting.results import accuracies, method_blocks
+
+Blocks = Iterable[tuple[str, int, str, Mapping[str, Any]]]
+"""Each (stream, batch size, method, block), as `method_blocks` gives them."""
+
+TEXT_COLUMNS = ("stream", "method", "needs")
+UNFINISHED = " (unfinished)"
 
 
 def severity_means(block: Mapping[str, Any]) -> dict[int, float]:
     """The mean accuracy over the cells of each severity."""
     found: dict[int, list[float]] = {}
-    for cell, accuracy in block["cells"].items():
-        found.setdefault(int(cell.partition("/")[2]), []).append(accuracy)
+    for cell, accuracy in accuracies(block).items():
+        found.setdefault(_severity(cell), []).append(accuracy)
     return {severity: sum(values) / len(values) for severity, values in sorted(found.items())}
 
 
-def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def method_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
     """The headings and rows of the table of methods: accuracies in percent, costs as multiples of the source's.
 
-    Columns that no method has anything to say in are left out. The source's costs are those of the same batch size.
+    Columns that no method has anything to say in are left out. The source's costs are those of the same batch size. A
+    method that was not shown all the cells that the others were has no means: they would be over other cells.
     """
-    blocks = list(method_blocks(results))
+    blocks = list(blocks)
     sources = {size: block for _, size, method, block in blocks if method == "source"}
-    severities = sorted({severity for *_, block in blocks for severity in severity_means(block)})
+    cells = {cell for *_, block in blocks for cell in block["cells"]}
+    severities = sorted({_severity(cell) for cell in cells})
     headings = ["stream", "batch", "method", "mean"]
     headings += [f"severity {severity}" for severity in severities if len(severities) > 1]
     headings += ["clean", "detection", "time", "memory", "needs"]
     rows = []
     for stream, size, method, block in blocks:
-        means, source = severity_means(block), sources.get(size)
-        row = [stream, str(size), method, percent(block["mean"])]
-        row += [percent(means.get(severity)) for severity in severities if len(severities) > 1]
-        row += [percent(block["clean"]), percent(block.get("detection"))]
-        row += [_times(block, source, "ms_per_image"), _times(block, source, "memory_mib")]
+        without = cells - set(block["cells"])
+        means = severity_means(block)
+        label = method + (UNFINISHED if block.get("unfinished") else "")
+        row = [stream, str(size), label, "-" if without else _accuracy(block["mean"])]
+        for severity in severities if len(severities) > 1 else ():
+            partial = severity in map(_severity, without)
+            row.append(percent(None if partial else means.get(severity)))
+        row += [_accuracy(block["clean"]), percent(block.get("detection"))]
+        row += [_times(block, sources.get(size), cost) for cost in ("ms_per_image", "memory_mib")]
         rows.append([*row, ", ".join(block.get("needs", ()))])
     kept = [column for column in range(len(headings)) if any(row[column] not in ("", "-") for row in rows)]
     return [headings[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def results_table(results: Mapping[str, Any]) -> Table:
     """The table of methods for the terminal, in which there is no room for severities and needs."""
-    headings, rows = table_rows(results)
+    headings, rows = method_rows(method_blocks(results))
     table = Table(title="top-1 accuracy, %; time and memory as multiples of the source's")
     shown = [number for number, name in enumerate(headings) if name != "needs" and not name.startswith("severity")]
     for heading in (headings[number] for number in shown):
-        text = heading in ("stream", "method")
+        text = heading in TEXT_COLUMNS
         table.add_column(heading, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
     for row in rows:
         table.add_row(*(row[number] for number in shown))
     return table
 
 
-def markdown_table(results: dict[str, Any]) -> str:
+def markdown_table(results: Mapping[str, Any]) -> str:
     """The table of methods in Markdown."""
-    headings, rows = table_rows(results)
-    rules = ["---" if heading in ("stream", "method", "needs") else "---:" for heading in headings]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows)) + "\n"
+    return markdown(*method_rows(method_blocks(results)))
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, its numbers flush right."""
+    rules = ["---" if heading in TEXT_COLUMNS else "---:" for heading in headings]
+    lines = [headings, rules, *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
 
 
 def percent(value: float | None) -> str:
     """A share from 0 to 1 in percent; a dash for none."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _severity(cell: str) -> int:
+    return int(cell.partition("/")[2])
+
+
+def _accuracy(numbers: Mapping[str, Any] | None) -> str:
+    return percent(None if numbers is None else numbers["accuracy"])
 
 
 def _times(block: Mapping[str, Any], source: Mapping[str, Any] | None, cost: str) -> str:

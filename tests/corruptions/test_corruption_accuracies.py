@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from corruption_fidelity import NETWORKS as ALL_NETWORKS
 from corruption_fidelity import (
-    NETWORKS,
     SEEDS,
     accuracies_fit,
     accuracy_differences,
@@ -22,6 +23,9 @@ from corruption_fidelity import (
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS, SEVERITIES
 
 MOST_PROCESSES = 8
+
+NETWORKS = ALL_NETWORKS if os.environ.get("DYNBN_FULL") else ALL_NETWORKS[:1]
+"""`.ci/run --full` asks for all three: the deeper ones take nine minutes on two cores."""
 
 
 @pytest.fixture(scope="module")

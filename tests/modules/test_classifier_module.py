@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -111,7 +111,53 @@ def test_accuracy_of_each_cell(trained, mixed):
     assert by_cell.pop("test") == pytest.approx(float(hits.mean()))
     assert by_cell.pop("mean") == pytest.approx((expected["fog/3"] + expected["jpeg_compression/1"]) / 2)
     assert by_cell == pytest.approx(expected)
-    assert {name: float(value) for name, value in module.cell_accuracy.compute().items()} == pytest.approx(expected)
+    scores = module.cell_metrics.compute()
+    assert {name: its.accuracy for name, its in scores.items()} == pytest.approx(expected)
+    assert {its.images for its in scores.values()} == {30}
+    with torch.no_grad():
+        nll = F.cross_entropy(module.eval()(data.tensors[0]), data.tensors[1], reduction="none")
+    assert {name: its.nll for name, its in scores.items()} == pytest.approx(
+        {name: float(nll[which == row].mean()) for row, name in enumerate(names)}, abs=1e-5
+    )
+
+
+class Listener(Callback):
+    def __init__(self):
+        self.logits = []
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, *args):
+        assert list(outputs) == ["logits"]
+        assert not outputs["logits"].requires_grad
+        self.logits.append(outputs["logits"])
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_callbacks_receive_the_logits(trained, inference_mode):
+    module, _ = trained
+    data, listener = labelled(20, seed=2), Listener()
+    run = trainer(callbacks=[listener], inference_mode=inference_mode)
+    with torch.enable_grad():
+        run.test(module, DataLoader(data, batch_size=8), verbose=False)
+    with torch.no_grad():
+        expected = module.eval()(data.tensors[0])
+    torch.testing.assert_close(torch.cat(listener.logits), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_logged_is_exact_where_the_default_dtype_has_16_bits():
+    class Always(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([0.0, 1.0]))
+
+        def forward(self, images):
+            return self.logits.expand(len(images), 2)
+
+    labels = torch.tensor([1] * 501 + [0] * 250)
+    cells = torch.full((751,), Cell("fog", 1).code)
+    data = DataLoader(TensorDataset(torch.zeros(751, 1), labels, cells), batch_size=100)
+    run = trainer(precision="bf16-true")
+    (logged,) = run.test(ClassifierModule(Always()), datamodule=CellsBesideTheBatch(data), verbose=False)
+    assert logged == pytest.approx(dict.fromkeys(("test/acc", "fog/1/acc", "mean/acc"), 501 / 751), abs=1e-7)
 
 
 def test_a_second_test_starts_anew_and_may_know_no_cells(trained):

@@ -21,8 +21,15 @@ from torch import Tensor
 from dynbn_lightning.corruptions import CORRUPTIONS, SEVERITIES, cells_of
 from dynbn_lightning.detection import log_amplitude_spectrum
 from dynbn_lightning.errors import DataError, DynBNError
-from dynbn_lightning.reporting.figures import confusion_figure, reliability_figure, severity_figure, spectra_figure
-from dynbn_lightning.reporting.figures.severity import spread
+from dynbn_lightning.reporting.figures import (
+    confusion_figure,
+    cost_figure,
+    reliability_figure,
+    severity_figure,
+    spectra_figure,
+)
+from dynbn_lightning.reporting.figures.cost import round_numbers
+from dynbn_lightning.reporting.figures.labels import spread
 from dynbn_lightning.reporting.figures.spectra import full_spectrum
 
 
@@ -160,8 +167,12 @@ def test_bad_confusion_is_refused(confusion: Tensor) -> None:
 # Severity
 
 
-def block(clean: float | None, *cells: tuple[str, float]) -> dict[str, Any]:
-    return {"clean": clean, "cells": dict(cells), "mean": 0.0}
+def block(clean: float | None, *cells: tuple[str, float | None]) -> dict[str, Any]:
+    return {
+        "clean": None if clean is None else {"accuracy": clean},
+        "cells": {cell: {"accuracy": accuracy} for cell, accuracy in cells},
+        "mean": {"accuracy": 0.0},
+    }
 
 
 FALLING = block(0.9, ("fog/1", 0.8), ("fog/5", 0.4), ("snow/1", 0.6), ("snow/5", 0.3))
@@ -216,9 +227,15 @@ def test_without_clean_images_lines_begin_at_the_first_severity() -> None:
 
 @pytest.mark.parametrize(
     ("cells", "message"),
-    [([], "no corrupted cells"), ([("fog/1", 0.5), ("fog/5", 0.5), ("snow/5", 0.5)], "same corruptions")],
+    [
+        ([], "no corrupted cells"),
+        ([("fog/1", 0.5), ("fog/5", 0.5), ("snow/5", 0.5)], "same corruptions"),
+        ([("fog/1", 0.5), ("fog/5", None)], "no accuracy for fog/5"),
+    ],
 )
-def test_results_without_a_mean_over_corruptions_are_refused(cells: list[tuple[str, float]], message: str) -> None:
+def test_results_without_a_mean_over_corruptions_are_refused(
+    cells: list[tuple[str, float | None]], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         severity_figure({"protocol": PROTOCOL, "runs": [run("mixed", source=block(0.9, *cells))]})
     with pytest.raises(DataError, match="no results"):
@@ -276,6 +293,33 @@ def test_bad_confidences_are_refused(confidences: Tensor, correct: Tensor, bins:
         reliability_figure(confidences, correct, bins)
 
 
+# Cost
+
+
+def test_cost_points_are_labelled_and_in_percent() -> None:
+    figure = cost_figure({"source": (1.5, 0.6), "dynamic_bn": (3.0, 0.75), "mine": (9.0, 0.7)}, caption="one core")
+    points = {str(line.get_label()): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert points == {"source": [[1.5, 60]], "dynamic_bn": [[3, 75]], "mine": [[9, 70]]}
+    assert texts(figure.axes[0]) == ["source", "dynamic BN", "mine"]
+    assert "one core" in figure.get_suptitle()
+    assert figure.axes[0].get_xscale() == "linear"
+
+
+def test_times_far_apart_are_on_a_logarithmic_scale_with_plain_numbers() -> None:
+    axes = cost_figure({"source": (0.2, 0.6), "tent": (3.0, 0.75)}).axes[0]
+    assert axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.2", "0.5", "1", "2"]
+    assert round_numbers(0.9, 4000) == [1, 10, 100, 1000]
+
+
+@pytest.mark.parametrize("numbers", [(0.0, 0.5), (-1.0, 0.5), (math.inf, 0.5), (1.0, math.nan)])
+def test_bad_costs_are_refused(numbers: tuple[float, float]) -> None:
+    with pytest.raises(DataError, match="'tent' took"):
+        cost_figure({"tent": numbers})
+    with pytest.raises(DataError, match="no methods"):
+        cost_figure({})
+
+
 # All
 
 
@@ -285,6 +329,7 @@ def all_figures() -> list[Figure]:
         confusion_figure(torch.eye(2), ("clean", "fog")),
         severity_figure(RESULTS),
         reliability_figure(torch.rand(20), torch.ones(20)),
+        cost_figure({"source": (1.0, 0.6), "tent": (3.0, 0.7)}),
     ]
 
 
@@ -301,5 +346,5 @@ def test_figures_render_and_leave_pyplot_alone() -> None:
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(DynBNError, match=r'pip install "dynbn-lightning\[figures\]"'):
+    with pytest.raises(DynBNError, match=r'pip install "dynbn-lightning\[report\]"'):
         severity_figure(RESULTS)

@@ -1,43 +1,33 @@
-"""Results on disk and as a table."""
+"""Results on disk, and the numbers that they are made of."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from rich.console import Console
-from rich.table import Table
+from results_data import ROWS, made_up_records
 
+from dynbn_lightning.corruptions.cells import Cell
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.reporting import (
-    calibration_table,
-    markdown_table,
+    ImageRecords,
+    accuracies,
+    block_of,
+    errors,
+    is_complete,
     method_blocks,
     methods_of,
-    pack_correct,
     read_results,
-    results_table,
-    unpack_correct,
     write_results,
 )
 
-
-def block(clean: float, fog: float, detection: float | None = None) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"clean": clean, "cells": {"fog/3": fog}, "mean": fog}
-    return numbers if detection is None else {**numbers, "detection": detection}
-
-
-MIXED = {
-    "stream": "mixed",
-    "batch_size": 200,
-    "methods": {"source": block(0.916, 0.88), "dynamic_bn/soft": block(0.91, 0.9, 0.7)},
-}
-SEQUENTIAL = {"stream": "sequential", "batch_size": 16, "methods": {"source": block(0.9, 0.8)}}
-SINGLE = {"schema_version": 2, "protocol": {"streams": ["mixed"]}, "runs": [MIXED]}
-SEVERAL = {"schema_version": 2, "protocol": {"streams": ["mixed", "sequential"]}, "runs": [MIXED, SEQUENTIAL]}
+MIXED = {"stream": "mixed", "batch_size": 200, "methods": {"source": {"mean": None}, "tent": {"mean": None}}}
+SEQUENTIAL = {"stream": "sequential", "batch_size": 16, "methods": {"source": {"mean": None}}}
+SINGLE = {"schema_version": 3, "protocol": {"streams": ["mixed"]}, "runs": [MIXED]}
+SEVERAL = {"schema_version": 3, "protocol": {"streams": ["mixed", "sequential"]}, "runs": [MIXED, SEQUENTIAL]}
 
 
 def test_round_trip_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,102 +45,74 @@ def test_round_trip_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(path.parent.iterdir()) == [path], "nothing half-written stays"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 3}', "{"])
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    given = {"schema_version": 3, "a": [math.nan, 1.5, {"b": -math.inf}], "c": (math.inf, "NaN", True, 3)}
+    write_results(given, tmp_path)
+    assert read_results(tmp_path) == {"schema_version": 3, "a": [None, 1.5, {"b": None}], "c": [None, "NaN", True, 3]}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 4}', "{", "\x00\xff"])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"results\.json"):
         read_results(path)
     with pytest.raises(DataError, match="holds no results"):
         read_results(tmp_path / "missing.json")
 
 
-def as_text(table: Table) -> str:
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table)
-    return console.export_text()
+def test_results_are_complete_if_nothing_is_missing(tmp_path: Path) -> None:
+    assert not is_complete(tmp_path)
+    write_results({**SINGLE, "missing": ["tent"]}, tmp_path)
+    assert not is_complete(tmp_path)
+    for results in ({**SINGLE, "missing": []}, SINGLE):
+        write_results(results, tmp_path)
+        assert is_complete(tmp_path)
 
 
-def test_table_shows_every_stream_and_method_in_percent() -> None:
+def test_blocks_of_runs() -> None:
     assert [block[:3] for block in method_blocks(SEVERAL)] == [
         ("mixed", 200, "source"),
-        ("mixed", 200, "dynamic_bn/soft"),
+        ("mixed", 200, "tent"),
         ("sequential", 16, "source"),
     ]
     assert methods_of(SEVERAL) is MIXED["methods"]
     assert methods_of(SEVERAL, "sequential") is methods_of(SEVERAL, batch_size=16) is SEQUENTIAL["methods"]
     with pytest.raises(DataError, match="'continual'"):
         methods_of(SEVERAL, "continual")
-    text = as_text(results_table(SEVERAL))
-    assert "88.0" in text
-    assert "91.6" in text
-    assert "70.0" in text
-    assert text.count(" source ") == 2
 
 
-def test_markdown_table_has_severities_costs_and_needs() -> None:
-    def costly(seconds: float, memory: float | None, **more: Any) -> dict[str, Any]:
-        cells = {"fog/1": 0.8, "snow/1": 0.6, "fog/5": 0.5, "snow/5": 0.2}
-        return {"clean": 0.9, "cells": cells, "mean": 0.525, "ms_per_image": seconds, "memory_mib": memory, **more}
-
-    methods = {"source": costly(2.0, 50.0), "tent": costly(9.0, 150.0, needs=["gradients", "batches"])}
-    alone = {"source": costly(8.0, None), "tent": costly(8.4, 1.0)}
-    runs = [
-        {"stream": "mixed", "batch_size": 200, "methods": methods},
-        {"stream": "continual", "batch_size": 200, "methods": {"tent": costly(3.0, 100.0)}},
-        {"stream": "mixed", "batch_size": 1, "methods": alone},
-    ]
-    table = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown_table({"runs": runs}).splitlines()
-    ]
-    assert table[0] == [
-        *("stream", "batch", "method", "mean", "severity 1", "severity 5", "clean", "time", "memory", "needs")
-    ]
-    assert table[1][:4] == ["---", "---:", "---", "---:"]
-    assert table[2:] == [
-        ["mixed", "200", "source", "52.5", "70.0", "35.0", "90.0", "1.0x", "1.0x", ""],
-        ["mixed", "200", "tent", "52.5", "70.0", "35.0", "90.0", "4.5x", "3.0x", "gradients, batches"],
-        ["continual", "200", "tent", "52.5", "70.0", "35.0", "90.0", "1.5x", "2.0x", ""],
-        ["mixed", "1", "source", "52.5", "70.0", "35.0", "90.0", "1.0x", "-", ""],
-        ["mixed", "1", "tent", "52.5", "70.0", "35.0", "90.0", "1.1x", "-", ""],
-    ]
-
-
-def test_calibration_table_shows_what_was_gained_in_percent() -> None:
-    check = {
-        "source": {"agreement": 0.701, "accuracy": 0.652, "clean_accuracy": 0.913},
-        "calibrated": {"agreement": 0.804, "accuracy": 0.755, "clean_accuracy": 0.916},
+def test_a_block_has_each_cell_their_mean_and_clean() -> None:
+    records = made_up_records(["fog/3", "clean", "snow/1"], 12, rows=ROWS)
+    block = block_of(records)
+    assert list(block["cells"]) == ["snow/1", "fog/3"]
+    right = {
+        name: [
+            bool(hit)
+            for hit, code in zip(records.correct, records.cells.tolist(), strict=True)
+            if code == Cell.parse(name).code
+        ]
+        for name in ("clean", "snow/1", "fog/3")
     }
-    text = as_text(calibration_table(check))
-    headings = ("agreement with the clean prediction", "accuracy", "accuracy on clean images")
-    places = [" ".join(text.split()).find(heading) for heading in headings]
-    assert places == sorted(places)
-    assert places[0] >= 0
-    lines = {line.split()[1]: line for line in text.splitlines() if "\u2502" in line}
-    for name, numbers in (("source", ("70.1", "65.2", "91.3")), ("calibrated", ("80.4", "75.5", "91.6"))):
-        assert [word for word in lines[name].split() if word[0].isdigit()] == list(numbers)
+    shares = {name: sum(hits) / 12 for name, hits in right.items()}
+    assert block["clean"]["accuracy"] == pytest.approx(shares["clean"])
+    assert accuracies(block) == pytest.approx({name: shares[name] for name in ("snow/1", "fog/3")})
+    assert errors(block) == pytest.approx({name: 1 - share for name, share in shares.items()})
+    assert block["mean"]["accuracy"] == pytest.approx((shares["snow/1"] + shares["fog/3"]) / 2)
+    assert block["mean"]["error"] == pytest.approx(1 - block["mean"]["accuracy"])
+    for key in ("nll", "calibration_error", "top5_accuracy"):
+        assert block["mean"][key] == pytest.approx(sum(its[key] for its in block["cells"].values()) / 2)
+    assert block["cells"]["fog/3"]["images"] == 12
+    assert block["detection"] == records.detection_accuracy()
 
 
-# Outcomes, packed
-
-
-@pytest.mark.parametrize("images", [1, 5, 7, 8, 9, 16, 1001])
-def test_outcomes_are_packed_and_unpacked(images: int) -> None:
-    generator = torch.Generator().manual_seed(images)
-    outcomes = {
-        name: torch.rand(images, generator=generator) < share
-        for name, share in (("clean", 0.9), ("fog/3", 0.5), ("fog/5", 0.0), ("snow/1", 2.0))
-    }
-    packed = json.loads(json.dumps(pack_correct(outcomes)))
-    assert all(len(bits) == 2 * -(-images // 8) for bits in packed.values())
-    unpacked = unpack_correct(packed, images)
-    assert list(unpacked) == list(outcomes)
-    for name, right in outcomes.items():
-        assert unpacked[name].dtype == torch.bool
-        assert torch.equal(unpacked[name], right)
-
-
-def test_packed_outcomes_are_the_bits_of_the_images_in_order() -> None:
-    right = torch.tensor([True, False, False, False, False, False, False, True, True])
-    assert pack_correct({"fog/3": right}) == {"fog/3": "8180"}
-    assert unpack_correct({"fog/3": "8180"}, 9)["fog/3"].tolist() == right.tolist()
+def test_a_block_says_what_was_not_shown() -> None:
+    only_clean = block_of(made_up_records(["clean"], 5))
+    assert only_clean["mean"] is None
+    assert only_clean["cells"] == {}
+    assert "detection" not in only_clean
+    assert errors(only_clean) == {"clean": pytest.approx(1 - only_clean["clean"]["accuracy"])}
+    no_clean = block_of(made_up_records(["fog/1"], 5))
+    assert no_clean["clean"] is None
+    assert list(errors(no_clean)) == ["fog/1"]
+    assert block_of(ImageRecords.of_nothing()) == {"clean": None, "mean": None, "cells": {}}

@@ -16,7 +16,7 @@ DPI = 110
 WIDTH = 8.2
 
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 11, 9.5, 8.5
-TEXT, FAINT = "#222222", "#8a8a8a"
+TEXT, FAINT, GRID = "#222222", "#8a8a8a", "#e4e4e4"
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#4d4d4d",
@@ -33,7 +33,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 def check_matplotlib() -> None:
     """Raise `DynBNError` if matplotlib, which the package does without otherwise, is not installed."""
     if find_spec("matplotlib") is None:
-        raise DynBNError('figures need matplotlib: pip install "dynbn-lightning[figures]"')
+        raise DynBNError('figures need matplotlib: pip install "dynbn-lightning[report]"')
 
 
 def new_figure(title: str, caption: str, height: float, width: float = WIDTH) -> Figure:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.reporting.figures.canvas import (
+    GRID,
     SMALL_SIZE,
     TEXT,
     TEXT_SIZE,
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 MOST_WITH_NUMBERS = 20
 # Without numbers, colours must tell a share of 2 % from none.
 SHARE_POWER = 0.5
-GROUP_LINE = "#c9c9c9"
+DEEP_BLUE = (0.098, 0.412, 0.663)
+"""Shares are shades of it, from transparent to opaque, so that a page with a dark background can show them too."""
+ON_BLUE, WHITE_FROM = "#fefefe", 0.8
 
 
-def confusion_figure(confusion: Tensor, rows: Sequence[str], *, caption: str = "") -> Figure:
+def confusion_figure(confusion: Tensor, rows: Sequence[str], *, caption: str = "", width: float = WIDTH) -> Figure:
     """Draw which share of each true row's images was taken for each row.
 
     Up to 20 rows are named and numbered in percent (shares below half a percent are left blank); more of them, rows
@@ -39,6 +42,7 @@ def confusion_figure(confusion: Tensor, rows: Sequence[str], *, caption: str = "
             row without images stays white.
         rows: The R names.
         caption: What it was measured on.
+        width: Of the figure, in inches.
 
     Returns:
         A figure whose first axes shows the shares, from 0 to 1.
@@ -57,18 +61,19 @@ def confusion_figure(confusion: Tensor, rows: Sequence[str], *, caption: str = "
     right = float(counts.diagonal().sum() / totals.sum())
 
     title = "What the detector takes each row's images for" + (f": {right:.1%} right" if totals.sum() > 0 else "")
-    figure = new_figure(title, caption, height=WIDTH * 0.92)
+    figure = new_figure(title, caption, height=0.92 * width, width=width)
     axes = figure.add_subplot()
     if len(rows) <= MOST_WITH_NUMBERS:
         power, ticks, what = 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1], "row"
         _name_rows(axes, rows)
-        _write_numbers(axes, shares)
+        _write_numbers(axes, shares, SMALL_SIZE * width / WIDTH)
     else:
         power, ticks, what = SHARE_POWER, [0, 0.02, 0.1, 0.25, 0.5, 1], "corruption, severities in order"
         _name_groups(axes, rows)
-    from matplotlib.colors import PowerNorm
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    shown = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(power, vmin=0, vmax=1), interpolation="nearest")
+    colours = LinearSegmentedColormap.from_list("shares", [(*DEEP_BLUE, 0.0), (*DEEP_BLUE, 1.0)])
+    shown = axes.imshow(shares.numpy(), cmap=colours, norm=PowerNorm(power, vmin=0, vmax=1), interpolation="nearest")
     axes.set_xlabel(f"detected {what}", size=TEXT_SIZE, color=TEXT)
     axes.set_ylabel(f"true {what}", size=TEXT_SIZE, color=TEXT)
     plain_axes(axes, framed=True)
@@ -85,12 +90,12 @@ def _name_rows(axes: Axes, rows: Sequence[str]) -> None:
     axes.set_yticks(range(len(rows)), rows)
 
 
-def _write_numbers(axes: Axes, shares: Tensor) -> None:
+def _write_numbers(axes: Axes, shares: Tensor, size: float) -> None:
     for true, line in enumerate(shares.tolist()):
         for detected, share in enumerate(line):
             if share >= 0.005:
-                colour = "white" if share > 0.5 else TEXT
-                axes.text(detected, true, f"{100 * share:.0f}", size=SMALL_SIZE, color=colour, ha="center", va="center")
+                colour = ON_BLUE if share > WHITE_FROM else TEXT
+                axes.text(detected, true, f"{100 * share:.0f}", size=size, color=colour, ha="center", va="center")
 
 
 def _name_groups(axes: Axes, rows: Sequence[str]) -> None:
@@ -101,8 +106,8 @@ def _name_groups(axes: Axes, rows: Sequence[str]) -> None:
         middles.append(begin + (count - 1) / 2)
         names.append(name)
         if begin:
-            axes.axhline(begin - 0.5, color=GROUP_LINE, linewidth=0.6)
-            axes.axvline(begin - 0.5, color=GROUP_LINE, linewidth=0.6)
+            axes.axhline(begin - 0.5, color=GRID, linewidth=0.6)
+            axes.axvline(begin - 0.5, color=GRID, linewidth=0.6)
         begin += count
     axes.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(middles, names)

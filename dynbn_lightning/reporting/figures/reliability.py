@@ -1,4 +1,4 @@
-"""Whether a detector that is 80 % sure is right 80 times of 100."""
+"""Whether a detector or classifier that is 80 % sure is right 80 times of 100."""
 
 from __future__ import annotations
 
@@ -23,8 +23,18 @@ from dynbn_lightning.reporting.figures.canvas import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+USUAL_WIDTH = 6.4
 
-def reliability_figure(confidences: Tensor, correct: Tensor, bins: int = 15, *, caption: str = "") -> Figure:
+
+def reliability_figure(
+    confidences: Tensor,
+    correct: Tensor,
+    bins: int = 15,
+    *,
+    what: str = "detected row",
+    caption: str = "",
+    width: float = USUAL_WIDTH,
+) -> Figure:
     """Draw how often a classifier is right against how sure it is (Guo et al. 2017), and how many images that is.
 
     A point per bin stands at the mean confidence and the accuracy of its images, joined to the diagonal, where both
@@ -34,7 +44,9 @@ def reliability_figure(confidences: Tensor, correct: Tensor, bins: int = 15, *, 
         confidences: The probability of each image's predicted class, from 0 to 1, shape (N,).
         correct: Whether that class was right, bool or 0 and 1, shape (N,).
         bins: Into how many bins of equal width confidences are sorted.
+        what: What the confidences are of.
         caption: What it was measured on.
+        width: Of the figure, in inches.
 
     Returns:
         A figure with two axes: the diagram and below it the numbers of images; the error is in its title.
@@ -52,15 +64,15 @@ def reliability_figure(confidences: Tensor, correct: Tensor, bins: int = 15, *, 
     confidence = (torch.bincount(places, confidences, bins)[filled] / counts[filled]).tolist()
     error = float(binary_calibration_error(confidences, correct, n_bins=bins, norm="l1"))
 
-    title = f"Reliability of the detector's confidence: expected calibration error {error:.3f}"
-    figure = new_figure(title, caption, height=6.6, width=6.4)
+    title = f"Reliability of the confidence in the {what}: expected calibration error {error:.3f}"
+    figure = new_figure(title, caption, height=1.03 * width, width=width)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle="--", label="as right as sure")
     upper.vlines(confidence, accuracy, confidence, color=VERMILLION, linewidth=1.8, label="gap")
     upper.plot(confidence, accuracy, "o", color=BLUE, markersize=6, label="images of a bin")
     upper.legend(loc="upper left", frameon=False, fontsize=TEXT_SIZE, labelcolor=TEXT)
     upper.set_ylim(-0.02, 1.02)
-    upper.set_ylabel("share of images detected rightly", size=TEXT_SIZE, color=TEXT)
+    upper.set_ylabel("share of images that it is right for", size=TEXT_SIZE, color=TEXT)
     begins = edges[:-1].tolist()
     lower.bar(begins, counts.tolist(), width=1 / bins, align="edge", color=BLUE, edgecolor="white", linewidth=0.8)
     for begin, count in zip(begins, counts.tolist(), strict=True):
@@ -71,11 +83,11 @@ def reliability_figure(confidences: Tensor, correct: Tensor, bins: int = 15, *, 
                 xytext=(0, 2),
                 textcoords="offset points",
                 ha="center",
-                size=SMALL_SIZE,
+                size=SMALL_SIZE * min(1.0, width / USUAL_WIDTH),
                 color=TEXT,
             )
     lower.set_ylabel("images", size=TEXT_SIZE, color=TEXT)
-    lower.set_xlabel("confidence: probability of the detected row", size=TEXT_SIZE, color=TEXT)
+    lower.set_xlabel(f"confidence: probability of the {what}", size=TEXT_SIZE, color=TEXT)
     lower.set_xlim(-0.02, 1.02)
     lower.margins(y=0.15)
     lower.set_yticks([])

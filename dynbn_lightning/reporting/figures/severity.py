@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dynbn_lightning.errors import DataError, did_you_mean
@@ -10,16 +11,19 @@ from dynbn_lightning.reporting.figures.canvas import (
     BLACK,
     BLUE,
     GREEN,
+    GRID,
     ORANGE,
     PURPLE,
     SKY,
     TEXT,
     TEXT_SIZE,
     VERMILLION,
+    WIDTH,
     new_figure,
     plain_axes,
 )
-from dynbn_lightning.reporting.results import method_blocks
+from dynbn_lightning.reporting.figures.labels import Label, height_of_labels, label_at_right, width_beyond_usual
+from dynbn_lightning.reporting.results import accuracies, method_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,18 +53,18 @@ KNOWN_METHODS = {
 }
 """Name, colour and marker: a method looks the same in every figure."""
 OTHER_LOOKS = [(VERMILLION, "d"), (PURPLE, "h"), (BLUE, "*"), (ORANGE, "8"), (GREEN, "H"), (SKY, "1")]
-HEIGHT = 4.6
-LABEL_GAP = 0.058
-"""The least distance of two labels, as a part of the height of the axes."""
+LEAST_HEIGHT, ROUND_AXES = 4.6, 1.3
+"""Inches: of the figure, and of what stands above and below its axes."""
 
 
-def severity_figure(results: dict[str, Any], stream: str | None = None) -> Figure:
+def severity_figure(results: dict[str, Any], stream: str | None = None, *, width: float = WIDTH) -> Figure:
     """Draw the mean accuracy over corruptions at each severity, a line per method; severity 0 are clean images.
 
     Args:
         results: As `read_results` gives them.
         stream: Which stream, where there are several: by default `"mixed"` if it is there, else the first. Of several
             batch sizes its first is drawn.
+        width: Of the figure, in inches; more where labels are long.
 
     Returns:
         A figure with one axes, in which every line is labelled with its method's name in the results and has points
@@ -85,58 +89,41 @@ def severity_figure(results: dict[str, Any], stream: str | None = None) -> Figur
     corruptions = {cell.partition("/")[0] for block in blocks[stream].values() for cell in block["cells"]}
     plural = "s" if len(corruptions) > 1 else ""
     title = f"Top-1 accuracy against severity, mean over {len(corruptions)} corruption{plural}"
-    figure = new_figure(title, _caption(results["protocol"], stream, sizes[stream]), height=HEIGHT)
+    height = max(LEAST_HEIGHT, height_of_labels(len(lines)) + ROUND_AXES)
+    looks = looks_of(list(lines))
+    width += width_beyond_usual(looks[method][0] for method in lines)
+    figure = new_figure(title, _caption(results["protocol"], stream, sizes[stream]), height=height, width=width)
     axes = figure.add_subplot()
-    looks = _looks(list(lines))
     for method, points in lines.items():
         _, colour, marker = looks[method]
         axes.plot(
             list(points), list(points.values()), color=colour, marker=marker, markersize=5, linewidth=1.8, label=method
         )
     _set_axes(axes, lines)
-    _label_lines(axes, lines, looks)
+    ends = [Label(looks[method][0], list(points.items())[-1], looks[method][1]) for method, points in lines.items()]
+    label_at_right(axes, ends, height=height - ROUND_AXES)
     return figure
 
 
 def mean_by_severity(method: str, block: dict[str, Any]) -> dict[int, float]:
     """Accuracy in percent by severity, the mean over corruptions, which must be the same ones at each; 0 is clean."""
-    accuracies: dict[int, dict[str, float]] = {}
-    for cell, accuracy in block["cells"].items():
+    found: dict[int, dict[str, float]] = {}
+    for cell, accuracy in accuracies(block).items():
+        if accuracy is None:
+            raise DataError(f"the results of {method!r} have no accuracy for {cell}")
         corruption, _, severity = cell.partition("/")
-        accuracies.setdefault(int(severity), {})[corruption] = accuracy
-    if not accuracies:
+        found.setdefault(int(severity), {})[corruption] = accuracy
+    if not found:
         raise DataError(f"the results of {method!r} have no corrupted cells to draw")
-    if len({frozenset(at_one) for at_one in accuracies.values()}) > 1:
+    if len({frozenset(at_one) for at_one in found.values()}) > 1:
         raise DataError(f"the results of {method!r} are not of the same corruptions at each severity")
-    points = {} if block.get("clean") is None else {0: 100 * block["clean"]}
-    for severity, at_one in sorted(accuracies.items()):
-        points[severity] = 100 * sum(at_one.values()) / len(at_one)
-    return points
+    clean = (block.get("clean") or {}).get("accuracy")
+    points: dict[int, float] = {} if clean is None else {0: 100 * clean}
+    return points | {at: 100 * fmean(of_cells.values()) for at, of_cells in sorted(found.items())}
 
 
-def spread(values: Sequence[float], gap: float, lowest: float, highest: float) -> list[float]:
-    """The places nearest to `values` (least squares), in the same order, at least `gap` apart and within bounds.
-
-    Where so many don't fit, they reach below `lowest`.
-    """
-    order = sorted(range(len(values)), key=lambda number: values[number])
-    # With the gaps taken out, places must only not fall: what would is pooled to its mean.
-    pools: list[tuple[float, int]] = []
-    for place, number in enumerate(order):
-        mean, count = values[number] - place * gap, 1
-        while pools and pools[-1][0] > mean:
-            other, others = pools.pop()
-            mean, count = (mean * count + other * others) / (count + others), count + others
-        pools.append((mean, count))
-    top = highest - (len(values) - 1) * gap
-    without_gaps = [min(max(mean, lowest), top) for mean, count in pools for _ in range(count)]
-    places = [0.0] * len(values)
-    for place, number in enumerate(order):
-        places[number] = without_gaps[place] + place * gap
-    return places
-
-
-def _looks(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+def looks_of(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """The name, colour and marker of each of these methods, and of all known ones."""
     others = [method for method in methods if method not in KNOWN_METHODS]
     looks = {method: (method, *OTHER_LOOKS[number % len(OTHER_LOOKS)]) for number, method in enumerate(others)}
     return {**KNOWN_METHODS, **looks}
@@ -167,33 +154,6 @@ def _set_axes(axes: Axes, lines: dict[str, dict[int, float]]) -> None:
     axes.set_xticks(severities, ["clean" if severity == 0 else str(severity) for severity in severities])
     axes.set_xlabel("severity", size=TEXT_SIZE, color=TEXT)
     axes.set_ylabel("top-1 accuracy, %", size=TEXT_SIZE, color=TEXT)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     plain_axes(axes)
-
-
-def _label_lines(axes: Axes, lines: dict[str, dict[int, float]], looks: dict[str, tuple[str, str, str]]) -> None:
-    """Write each method's name at the end of its line, apart from the others, joined to it by a thin line."""
-    low, high = axes.get_ylim()
-    ends = [list(points.items())[-1] for points in lines.values()]
-    places = spread([value for _, value in ends], LABEL_GAP * (high - low), low, high)
-    for method, end, place in zip(lines, ends, places, strict=True):
-        name, colour, _ = looks[method]
-        axes.annotate(
-            name,
-            xy=end,
-            xytext=(1.06, (place - low) / (high - low)),
-            textcoords="axes fraction",
-            va="center",
-            size=TEXT_SIZE,
-            color=TEXT,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 1.2,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 5,
-            },
-            annotation_clip=False,
-        )

@@ -1,0 +1,91 @@
+"""The places of a comparison: a stream in batches of one size; whose methods stand in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry
+
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The entries of all folders on one stream in batches of one size."""
+
+    stream: str
+    batch_size: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.stream} stream, batches of {self.batch_size}"
+
+    def folders(self) -> dict[Path, tuple[Entry, ...]]:
+        """The entries of each folder."""
+        names = dict.fromkeys(entry.folder for entry in self.entries)
+        return {folder: tuple(entry for entry in self.entries if entry.folder == folder) for folder in names}
+
+
+def places_of(comparison: Comparison) -> list[Place]:
+    """The places, in the order that their first entries have."""
+    keys = dict.fromkeys((entry.stream, entry.batch_size) for entry in comparison.entries)
+    return [
+        Place(*key, tuple(entry for entry in comparison.entries if (entry.stream, entry.batch_size) == key))
+        for key in keys
+    ]
+
+
+def is_oracle(entry: Entry) -> bool:
+    """Whether the method is told the true corruption."""
+    return entry.method.partition("/")[0] == ORACLE
+
+
+def mean_of(entry: Entry, score: str = "accuracy") -> float | None:
+    """A score's mean over the corrupted cells."""
+    return (entry.block.get("mean") or {}).get(score)
+
+
+def clean_of(entry: Entry, score: str = "accuracy") -> float | None:
+    """A score on clean images."""
+    return (entry.block.get("clean") or {}).get(score)
+
+
+def all_cells(entries: Sequence[Entry]) -> frozenset[str]:
+    """The cells that the fullest of these entries has."""
+    return max((frozenset(entry.block["cells"]) for entry in entries), key=len, default=frozenset())
+
+
+def best_of(entries: Sequence[Entry]) -> Entry | None:
+    """The highest mean among these methods, without oracles and the source, of those that have all cells."""
+    cells = all_cells(entries)
+    able = [
+        entry
+        for entry in entries
+        if entry.method != SOURCE
+        and not is_oracle(entry)
+        and frozenset(entry.block["cells"]) == cells
+        and mean_of(entry) is not None
+    ]
+    return max(able, key=lambda entry: mean_of(entry) or 0.0, default=None)
+
+
+def first_places(comparison: Comparison) -> dict[Path, tuple[Entry, ...]]:
+    """The entries of each folder on its first stream with its first batch size."""
+    found: dict[Path, tuple[Entry, ...]] = {}
+    for place in places_of(comparison):
+        for folder, entries in place.folders().items():
+            found.setdefault(folder, entries)
+    return found
+
+
+def test_images(entry: Entry) -> int | None:
+    """How many different images were shown in a cell."""
+    numbers: list[Any] = [cell.get("images") for cell in entry.block["cells"].values()]
+    if entry.block.get("clean"):
+        numbers.append(entry.block["clean"].get("images"))
+    return max((count for count in numbers if count is not None), default=None)

@@ -1,0 +1,92 @@
+"""What must be said beside any number, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dynbn_lightning.metrics import Baseline
+from dynbn_lightning.reporting.comparison import Comparison, Entry
+from dynbn_lightning.reporting.corruption_table import CorruptionTable
+from dynbn_lightning.reporting.tables import UNFINISHED
+
+
+def entry_label(entry: Entry) -> str:
+    """The entry's name in a table, which says if its images are not all there yet."""
+    return entry.label + (UNFINISHED if entry.block.get("unfinished") else "")
+
+
+def protocol_words(protocol: Mapping[str, Any]) -> str:
+    """Model, data, severities, number of images and seed, as far as they are known."""
+    model, checkpoint = protocol.get("model"), protocol.get("checkpoint")
+    parts = [
+        " on ".join(str(its) for its in (model, protocol.get("source")) if its is not None),
+        _known("weights", checkpoint),
+        _known("preset", protocol.get("preset")),
+        _severities(protocol.get("severities") or ()),
+        "" if protocol.get("test_images") is None else f"{protocol['test_images']} test images in each cell",
+        _known("seed", protocol.get("seed")),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def protocols_of(entries: Iterable[Entry]) -> list[str]:
+    """The protocol of each folder that the entries are of, after its title where there are several."""
+    found = {entry.folder: (entry.title, protocol_words(entry.protocol)) for entry in entries}
+    return [f"{title}: {words}" if title else words for title, words in found.values()]
+
+
+def uses_of(entries: Iterable[Entry]) -> list[str]:
+    """What the methods were given beforehand that others go without, in sentences."""
+    found = dict.fromkeys(str(uses) for entry in entries if (uses := entry.protocol.get("uses")))
+    return [f"{uses[0].upper()}{uses[1:]}." for uses in found]
+
+
+def missing_words(comparison: Comparison) -> list[str]:
+    """For each folder whose run was interrupted, what is missing from it."""
+    titles = {entry.folder: entry.title for entry in comparison.entries}
+    several = len(titles.keys() | comparison.unfinished.keys()) > 1
+    return [
+        f"The run was interrupted. Missing{f' in {titles.get(folder, folder)}' if several else ''}: {pieces}."
+        for folder, pieces in comparison.unfinished.items()
+    ]
+
+
+def remarks_on(table: CorruptionTable) -> list[str]:
+    """What the columns of a table, its brackets and its bold numbers are, in sentences."""
+    remarks = [
+        "Calibration error (ECE) in % and negative log likelihood (NLL) in nats are means over the cells of the mean."
+    ]
+    if any(column.name == "extra mean" for column in table.columns):
+        remarks.insert(0, "The mean is over the common corruptions; the extra ones have their own.")
+    if any(column.bounds and any(column.bounds) for column in table.columns):
+        remarks.append("In brackets: 95 % percentile bootstrap intervals over the images.")
+    if any(table.best(column, list(map(column.text, column.values))) for column in table.columns):
+        remarks.append("The best of each column is in bold.")
+    if table.has_oracle:
+        remarks.append("The oracle is told each image's corruption and doesn't compete.")
+    return remarks
+
+
+def baseline_words(baseline: Baseline) -> str:
+    """What corruption errors are."""
+    return f"CE and mCE: errors in % of those of the baseline {baseline.name}."
+
+
+def place_words(stream: str, batch_size: int) -> str:
+    """The stream and the batch size."""
+    return f"{stream} stream, {f'batches of {batch_size}' if batch_size > 1 else 'one image at a time'}"
+
+
+def _known(name: str, value: Any) -> str:
+    return "" if value is None else f"{name} {value}"
+
+
+def _severities(severities: Sequence[int]) -> str:
+    if not severities:
+        return ""
+    if len(severities) == 1:
+        return f"severity {severities[0]}"
+    if list(severities) == list(range(severities[0], severities[-1] + 1)):
+        return f"severities {severities[0]} to {severities[-1]}"
+    return f"severities {', '.join(map(str, severities))}"
