@@ -11,7 +11,7 @@ from torch import nn
 
 from dynbn_lightning.batchnorm import SOURCE_ROW, BNStatsBank, QuantileBank, find_batchnorm_layers, fingerprints
 from dynbn_lightning.callbacks.frozen_detector import load_detector
-from dynbn_lightning.callbacks.protocol import described_data, described_model, hardware, versions
+from dynbn_lightning.callbacks.protocol import described_data, described_limit, described_model, hardware, versions
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.streams import STREAMS
 from dynbn_lightning.errors import BankError, DataError, did_you_mean
@@ -158,6 +158,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What decides the numbers: results with other settings don't stand in one folder."""
     bank, quantiles = tools.bank, tools.quantiles
+    said_already = ("accelerator", "precision", "limit_test_batches")
     return {
         "model": fingerprints(model)["float32"],
         "data": described_data(data),
@@ -165,7 +166,10 @@ def _settings(
         "detector": None if tools.detector is None else fingerprints(tools.detector)["float32"],
         "quantiles": None if quantiles is None else fingerprint_of(list(quantiles.rows), quantiles.quantiles),
         "device": device.type,
-        "trainer": {name: str(value) for name, value in trainer_options.items() if name != "accelerator"},
+        "precision": str(trainer_options.get("precision") or "32-true"),
+        "split": "test",
+        "limit_batches": described_limit(trainer_options.get("limit_test_batches")),
+        "trainer": {name: str(value) for name, value in trainer_options.items() if name not in said_already},
         "versions": {name: versions()[name] for name in ("dynbn_lightning", "torch")},
     }
 

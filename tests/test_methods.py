@@ -12,14 +12,17 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dynbn_lightning import (
+    BatchStatsCallback,
     BNStatsBank,
     CorruptionDataModule,
     DetectorModule,
+    DynamicBNCallback,
     QuantileBank,
     evaluate,
     evaluation,
 )
 from dynbn_lightning.batchnorm import Calibration
+from dynbn_lightning.callbacks import BatchNormCallback
 from dynbn_lightning.cost import PeakMemory
 from dynbn_lightning.errors import BankError, DataError, UnsupportedModelError
 from dynbn_lightning.methods import METHODS, Tools, needs_of
@@ -158,6 +161,16 @@ def test_one_command_compares_them_all_on_streams_and_batch_sizes(model: torch.n
     assert blocks["few_shot"]["settings"]["FewShotBNCallback"]["images"] == 32
     assert len(blocks["few_shot"]["used_images"][0]) == 32, "which images, in the results"
     assert results["protocol"]["quantiles"]["count"] == 64
+
+
+def test_callbacks_are_called_as_in_evaluate(made: dict[str, Any]) -> None:
+    of_the_bank = ("dynamic_bn/soft", "dynamic_bn/calibrated", "dynamic_bn/refined")  # which a callback can't know
+    for name, method in METHODS.items():
+        callbacks = method.callbacks(Tools(made["bank"], made["detector"], made["quantiles"]))
+        called = "+".join(callback.method for callback in callbacks if isinstance(callback, BatchNormCallback))
+        assert (called or "source") == ("dynamic_bn" if name in of_the_bank else name)
+    blended = DynamicBNCallback(made["bank"], made["detector"], base=BatchStatsCallback(source_weight=0.3))
+    assert blended.method == "dynamic_bn+batch_stats/source_weight"
 
 
 def test_quantiles_are_measured_where_none_are_given(model: torch.nn.Module, made: dict[str, Any]) -> None:

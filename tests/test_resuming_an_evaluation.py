@@ -201,7 +201,7 @@ def test_other_settings_are_refused_before_any_work(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for name in ("run_method", "run_piece"):
         monkeypatch.setattr(f"dynbn_lightning.evaluation.{name}", lambda *args: pytest.fail("work was done"))
-    named = named or 'trainer.precision: "32-true" there, "bf16-mixed" here'
+    named = named or 'precision: "32-true" there, "bf16-mixed" here'
     with pytest.raises(DataError, match=r"other settings \(.*not mixed") as raised:
         run(tmp_path, **change)
     assert named in str(raised.value)
@@ -244,8 +244,8 @@ def test_a_folder_is_cleared_of_results_alone(whole: Path, tmp_path: Path) -> No
     ResultsFolder(tmp_path).clear()
     folder = ResultsFolder(tmp_path)
     folder.begin({}, {})
-    folder.finish(Piece("mixed", 4, "a/b c"), ImageRecords.of_nothing(), {})
+    folder.finish(Piece("mixed", 4, "a/b c-d"), ImageRecords.of_nothing(), {})
     folder.write()
-    assert [path.name for path in (tmp_path / "images").iterdir()] == ["mixed-4-a--b%20c.safetensors"]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["mixed-4-a--b%20c%2Dd.safetensors"]
     ResultsFolder(tmp_path).clear()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["images", "mine.txt"]

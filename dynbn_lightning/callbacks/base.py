@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.layer_sync import _BatchNormXd
@@ -41,13 +41,15 @@ class BatchNormCallback(Callback, ABC):
     too. Validation inside `fit` is left alone.
     """
 
-    method: ClassVar[str]
-    """The method's name in reports."""
-
     def __init__(self) -> None:
         self._patch: Patch | None = None
         self._loader = 0
         self._detection: Detection | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports, which is that of `evaluate` where it has one."""
+        return type(self).__name__
 
     @property
     def detection(self) -> Detection | None:

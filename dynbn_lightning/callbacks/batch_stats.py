@@ -34,13 +34,18 @@ class BatchStatsCallback(LayerwiseCallback[BatchStatisticsPolicy]):
         MethodError: for a negative prior, a share outside [0, 1], or both.
     """
 
-    method = "batch_stats"
-
     def __init__(self, prior: float = 0, source_weight: float | None = None, skip: Sequence[str] = ()) -> None:
         super().__init__(skip)
         self.prior, self.source_weight = prior, source_weight
         BatchStatisticsPolicy(prior, source_weight)  # refuses here what it would refuse when evaluation starts
         self._warned = False
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports."""
+        if self.source_weight is not None:
+            return "batch_stats/source_weight"
+        return "batch_stats/prior" if self.prior else "batch_stats"
 
     def make_policy(self, name: str, layer: nn.Module) -> BatchStatisticsPolicy:
         """The batch's statistics, blended as asked for."""

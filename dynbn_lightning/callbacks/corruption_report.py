@@ -14,7 +14,7 @@ from ..errors import DataError, ImageError
 from ..reporting import ImageRecords, Piece, ResultsFolder, write_report
 from .base import BatchNormCallback, images_of
 from .example_images import ExampleImages
-from .protocol import described_data, described_model, hardware, network_of, settings_of, versions
+from .protocol import described_data, described_limit, described_model, hardware, network_of, settings_of, versions
 from .recording import RecordingCallback
 from .report_logging import log_figures, log_scalars
 
@@ -64,14 +64,12 @@ class CorruptionReportCallback(RecordingCallback):
             self._end()
             raise self._no_cells()
         methods = _methods(trainer)
-        name = self.method or "+".join(getattr(one, "method", type(one).__name__) for one in methods) or "source"
+        name = self.method or "+".join(one.method for one in methods) or "source"
         self._piece = Piece(data.stream, data.batch_size, name)
         model = {**described_model(network_of(pl_module)), "precision": str(trainer.precision)}
         described = described_data(data)
         split = "test" if trainer.testing else "validation"
-        limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
-        # All is 1.0, and one batch is 1, which would count as the same.
-        limit_batches = "all" if isinstance(limit, float) and limit == 1 else limit
+        limit_batches = described_limit(trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches)
         settings = {
             "model": model["fingerprint"],
             "precision": model["precision"],

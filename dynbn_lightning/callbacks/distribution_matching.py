@@ -45,8 +45,6 @@ class DistributionMatchingCallback(BatchNormCallback):
         BankError: for quantiles that are damaged or, when evaluation starts, of another model.
     """
 
-    method = "distribution_matching"
-
     def __init__(
         self,
         quantiles: QuantileBank | str | Path,
@@ -71,6 +69,13 @@ class DistributionMatchingCallback(BatchNormCallback):
                 "base=, and bank.unrefined()"
             )
         self.quantiles.of_rows(base.bank.rows)
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports."""
+        if self.base is not None:
+            return f"distribution_matching/{self.base.method}"
+        return "distribution_matching" if self.per == "batch" else f"distribution_matching/{self.per}"
 
     @property
     def detection(self) -> Detection | None:

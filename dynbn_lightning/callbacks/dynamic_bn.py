@@ -85,8 +85,6 @@ class DynamicBNCallback(BatchNormCallback):
         RoutingError: at the first batch, for oracle routing where nothing is known of the images.
     """
 
-    method = "dynamic_bn"
-
     def __init__(
         self,
         bank: BNStatsBank | str | Path,
@@ -127,6 +125,16 @@ class DynamicBNCallback(BatchNormCallback):
         self._routing: Routing | None = None
         self._memory = StreamMemory()
         self._loaded_belief: Tensor | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports: one that is told the corruption is called an oracle."""
+        if self.routing == "oracle":
+            name = "oracle" if self.bank.calibration is None else "oracle/calibrated"
+        else:
+            variants = [self.routing] * (self.routing != "soft") + [self.evidence] * (self.evidence != "image")
+            name = "/".join(["dynamic_bn", *variants])
+        return name if self.base is None else f"{name}+{self.base.method}"
 
     def assign(self, images: Tensor) -> Tensor:
         """Weights over the bank's rows, (N, K), of pixels in [0, 1], (N, C, H, W): the policy, to override."""

@@ -29,12 +29,15 @@ class EMAStatsCallback(StreamStatisticsCallback):
         MethodError: for another momentum or `reset`.
     """
 
-    method = "ema"
-
     def __init__(self, momentum: float = 0.1, reset: Reset = "loader", skip: Sequence[str] = ()) -> None:
         super().__init__(reset, skip)
         RunningAveragePolicy(momentum)  # refuses here what it would refuse when evaluation starts
         self.momentum = momentum
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports."""
+        return "ema"
 
     def make_policy(self, name: str, layer: nn.Module) -> RunningAveragePolicy:
         """The running average."""

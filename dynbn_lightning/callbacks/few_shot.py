@@ -39,13 +39,16 @@ class FewShotBNCallback(StreamStatisticsCallback):
         MethodError: for fewer than one image, or another `reset`.
     """
 
-    method = "few_shot"
-
     def __init__(self, images: int = 32, reset: Reset = "loader", skip: Sequence[str] = ()) -> None:
         super().__init__(reset, skip)
         FirstImagesPolicy(images)  # refuses here what it would refuse when evaluation starts
         self.images = images
         self.used_images: list[list[tuple[str | None, int]]] = []
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports."""
+        return "few_shot"
 
     def make_policy(self, name: str, layer: nn.Module) -> FirstImagesPolicy:
         """The first images' statistics."""

@@ -40,6 +40,12 @@ def versions() -> dict[str, str]:
     return {"dynbn_lightning": __version__, "python": platform.python_version(), **others}
 
 
+def described_limit(limit: float | int | None) -> int | float | str:
+    """How many batches were tested: `"all"`, or a Trainer's limit."""
+    # All is 1.0, and one batch is 1, which would count as the same.
+    return "all" if limit is None or (isinstance(limit, float) and limit == 1) else limit
+
+
 def hardware(device: torch.device) -> str:
     """The device's name, and on a CPU how many threads torch uses of it."""
     if device.type == "cuda":

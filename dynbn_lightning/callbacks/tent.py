@@ -45,8 +45,6 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
             logits or anything to optimise.
     """
 
-    method = "tent"
-
     def __init__(self, lr: float = 1e-3, steps: int = 1, reset: TentReset = "loader", skip: Sequence[str] = ()) -> None:
         check_reset(reset, get_args(TentReset))
         super().__init__(reset, skip)
@@ -58,6 +56,11 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
         self._first_optimizer_state: dict[str, Any] = {}
         self._loaded_optimizer: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports."""
+        return "tent"
 
     def configure_optimizer(self, parameters: list[Tensor]) -> Optimizer:
         """The optimiser of the scales and shifts."""

@@ -34,8 +34,6 @@ class UnMixTNSCallback(StreamStatisticsCallback):
         MethodError: for settings out of range.
     """
 
-    method = "unmix_tns"
-
     def __init__(
         self,
         components: int = 16,
@@ -50,6 +48,11 @@ class UnMixTNSCallback(StreamStatisticsCallback):
         UnMixPolicy(components, temperature, spread, momentum)  # refuses here what it would refuse at the start
         self.components, self.temperature, self.spread = components, temperature, spread
         self.momentum, self.seed = momentum, seed
+
+    @property
+    def method(self) -> str:
+        """The method's name in reports."""
+        return "unmix_tns"
 
     def make_policy(self, name: str, layer: nn.Module) -> UnMixPolicy:
         """The layer's components."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +35,12 @@ _DTYPES = {
     "detected": torch.int16,
     "detection_confidences": torch.float32,
 }
+
+
+class _InCell(NamedTuple):
+    indices: Tensor
+    correct: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -145,22 +152,28 @@ class ImageRecords:
 
         None unless the same images were shown in each of them, each once: then nothing can be paired.
         """
-        columns = []
-        for name in cells:
-            there = self.cells == Cell.parse(name).code
-            numbers, order = self.indices[there].sort()
-            columns.append((numbers, self.correct[there][order]))
-        if not columns or any(not torch.equal(numbers, columns[0][0]) for numbers, _ in columns):
+        shown = [self._by_cell[Cell.parse(name).code] for name in cells]
+        if not shown or any(not torch.equal(one.indices, shown[0].indices) for one in shown):
             return None
-        if (columns[0][0].diff() == 0).any():
+        if (shown[0].indices.diff() == 0).any():
             return None
-        return torch.stack([right for _, right in columns], dim=1)
+        return torch.stack([one.correct for one in shown], dim=1)
 
     def images_of(self, cell: str) -> Tensor:
         """The number and the class of each image shown in a cell, (images, 2) int64, in order of their numbers."""
-        there = self.cells == Cell.parse(cell).code
-        numbers, order = self.indices[there].sort()
-        return torch.stack([numbers, self.labels[there][order].long()], dim=1)
+        shown = self._by_cell[Cell.parse(cell).code]
+        return torch.stack([shown.indices, shown.labels.long()], dim=1)
+
+    @cached_property
+    def _by_cell(self) -> list[_InCell]:
+        """What was shown in each cell, by its code, in the order of the images' numbers."""
+        order = self.indices.argsort(stable=True)
+        order = order[self.cells[order].long().argsort(stable=True)]
+        sizes = torch.bincount(self.cells.long(), minlength=NUM_CELLS).tolist()
+        columns = (self.indices, self.correct, self.labels)
+        return [
+            _InCell(*parts) for parts in zip(*(torch.split(column[order], sizes) for column in columns), strict=True)
+        ]
 
     def true_rows(self) -> Tensor:
         """The row of each image's cell, a number into `rows`, (N,) int64; -1 where there is none for it."""

@@ -145,7 +145,7 @@ class ResultsFolder:
 
 
 def _file_name(piece: Piece, *, unfinished: bool = False) -> str:
-    method = quote(piece.method, safe="").replace("%2F", "--")
+    method = quote(piece.method, safe="").replace("-", "%2D").replace("%2F", "--")  # none like another's
     return f"images/{piece.stream}-{piece.batch_size}-{method}{'.unfinished' if unfinished else ''}.safetensors"
 
 

@@ -321,8 +321,8 @@ def test_the_order_of_callbacks_does_not_matter(tmp_path, report_first):
     quantiles = QuantileBank.collect(module.net, data.row_loaders(images_per_row=10), progress=False)
     for name, method in {
         "tent": TentCallback(lr=0.1, steps=2),
-        "dynamic_bn": DynamicBNCallback(bank, FakeDetector(), routing="hard"),
-        "distribution_matching": DistributionMatchingCallback(
+        "dynamic_bn/hard": DynamicBNCallback(bank, FakeDetector(), routing="hard"),
+        "distribution_matching/dynamic_bn": DistributionMatchingCallback(
             quantiles, base=DynamicBNCallback(bank, FakeDetector(), routing="soft")
         ),
     }.items():
