@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbn_lightning.batchnorm import BNStatsBank, Calibration, routed
+from dynbn_lightning.batchnorm import BNStatsBank, Calibration, fingerprint_of, routed
 from dynbn_lightning.callbacks.frozen_detector import FrozenDetector
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.batches import DrawnBatch
@@ -26,7 +26,6 @@ from dynbn_lightning.tuning import (
     UnfinishedTuning,
     check_bank_and_data,
     disagreement,
-    fingerprint_of,
     in_evaluation_mode,
     protocol_of,
     settings_of_tuning,

@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from dynbn_lightning.batchnorm import SOURCE_ROW, BNStatsBank, QuantileBank, find_batchnorm_layers, fingerprints
 from dynbn_lightning.callbacks.frozen_detector import load_detector
-from dynbn_lightning.callbacks.protocol import described_data, described_limit, described_model, hardware, versions
+from dynbn_lightning.callbacks.protocol import (
+    common_settings,
+    described_bank,
+    described_data,
+    described_model,
+    hardware,
+    said_of_bank,
+    versions,
+)
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.streams import STREAMS
 from dynbn_lightning.errors import BankError, DataError, did_you_mean
-from dynbn_lightning.fitting import device_of, quiet_lightning
+from dynbn_lightning.fitting import bare_trainer, quiet_lightning
 from dynbn_lightning.methods import (
     METHODS,
     Tools,
@@ -25,10 +34,9 @@ from dynbn_lightning.methods import (
     default_methods,
     needed_quantiles,
 )
-from dynbn_lightning.pieces import run_method, run_piece
+from dynbn_lightning.pieces import run_method, run_piece, settings_of_method
 from dynbn_lightning.progress import progress_bar
 from dynbn_lightning.reporting import Piece, ResultsFolder
-from dynbn_lightning.tuning import fingerprint_of
 
 
 def check_streams(streams: Sequence[str]) -> None:
@@ -112,20 +120,28 @@ def evaluate(
     if isinstance(detector, (str, Path)):
         detector = load_detector(Path(detector))
     tools = Tools(bank, detector, quantiles)
+    with quiet_lightning():
+        trainer = bare_trainer(**trainer_options)
+    if trainer.world_size > 1:
+        raise DataError(
+            f"evaluate runs in one process, and these Trainer options make {trainer.world_size}: for several use "
+            "Trainer(callbacks=[..., CorruptionReportCallback(DIR)])"
+        )
     num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
     pieces = [Piece(stream, size, name) for size in batch_sizes for stream in streams for name in methods]
     folder = ResultsFolder(None if output is None else Path(output))
     device = next((parameter.device for parameter in model.parameters()), None)
-    runs_on = device_of(trainer_options.get("accelerator", "auto"))
-    folder.begin(
-        _settings(model, data, tools, runs_on, trainer_options), {**protocol(model, data, tools), **(about or {})}
-    )
-    folder.say(hardware=hardware(runs_on))
-    pending = [piece for piece in pieces if folder.block(piece) is None]
+    runs_on = trainer.strategy.root_device
     try:
+        folder.begin(_settings(model, data, tools, trainer, trainer_options), protocol(model, data, tools))
+        folder.say(hardware=hardware(runs_on), **(about or {}))
+        pending = [piece for piece in pieces if folder.block(piece) is None]
         if needed_quantiles([piece.method for piece in pending], bank, quantiles):
             tools = Tools(bank, detector, _clean_quantiles(model, data, bank, runs_on, progress=progress))
         folder.say(quantiles=_described_quantiles(tools.quantiles))
+        for piece in pieces:
+            if piece in pending or METHODS[piece.method].quantiles == "none" or tools.quantiles is not None:
+                folder.check(piece, settings_of_method(piece.method, tools))
         with quiet_lightning(), progress_bar(shown=progress) as bar:
             _rehearse(model, data, pending, tools, trainer_options)
             steps = {size: -(-num_images * len(data.cells) // size) for size in batch_sizes}
@@ -143,9 +159,10 @@ def evaluate(
                         )
                     folder.write(missing[1:])
                 bar.update(task, completed=sum(steps[done.batch_size] for done in pieces[: place + 1]))
+        folder.write()
     finally:
+        folder.close()
         model.to(device)  # Lightning leaves it on the CPU
-    folder.write()
     return folder.results
 
 
@@ -153,49 +170,27 @@ def _settings(
     model: nn.Module,
     data: CorruptionDataModule,
     tools: Tools,
-    device: torch.device,
+    trainer: Trainer,
     trainer_options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides the numbers: results with other settings don't stand in one folder."""
-    bank, quantiles = tools.bank, tools.quantiles
-    said_already = ("accelerator", "precision", "limit_test_batches")
+    said_already = ("accelerator", "precision", "limit_test_batches", "devices")
     return {
-        "model": fingerprints(model)["float32"],
-        "data": described_data(data),
-        "bank": None if bank is None else _fingerprint_of_bank(bank),
+        **common_settings(model, data, trainer, "test", trainer.strategy.root_device),
+        "bank": None if tools.bank is None else described_bank(tools.bank)["fingerprint"],
         "detector": None if tools.detector is None else fingerprints(tools.detector)["float32"],
-        "quantiles": None if quantiles is None else fingerprint_of(list(quantiles.rows), quantiles.quantiles),
-        "device": device.type,
-        "precision": str(trainer_options.get("precision") or "32-true"),
-        "split": "test",
-        "limit_batches": described_limit(trainer_options.get("limit_test_batches")),
-        "trainer": {name: str(value) for name, value in trainer_options.items() if name not in said_already},
-        "versions": {name: versions()[name] for name in ("dynbn_lightning", "torch")},
+        "trainer": sorted(f"{name}={value}" for name, value in trainer_options.items() if name not in said_already),
     }
-
-
-def _fingerprint_of_bank(bank: BNStatsBank) -> str:
-    described: list[Any] = [bank.rows, list(bank.layers.items()), bank.skip]
-    tables = [bank.mean, bank.var, bank.weight, bank.bias]
-    if bank.calibration is not None:
-        described += [bank.calibration.temperature, bank.calibration.novelty_limit]
-        tables += [bank.calibration.source_share, bank.calibration.image_share]
-    return fingerprint_of([*described, [table is None for table in tables]], *tables)
 
 
 def protocol(model: nn.Module, data: CorruptionDataModule, tools: Tools) -> dict[str, Any]:
     """What must be said beside any number: model, data, cells, counts, seed, tools, versions."""
-    bank = tools.bank
     return {
         **described_model(model),
         **described_data(data),
         "reset": "methods with state begin anew with each loader: each cell of the sequential and correlated streams, "
         "once in the mixed and continual ones; dynamic_bn/stream once in each stream",
-        "bank": None if bank is None else {"rows": len(bank), **bank.provenance},
-        "calibration": None if bank is None or bank.calibration is None else dict(bank.calibration.provenance),
-        "uses": None
-        if bank is None
-        else "detector, bank and calibration are made from corrupted training images: not source-free",
+        **said_of_bank(tools.bank),
         "versions": versions(),
     }
 

@@ -6,10 +6,15 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from dynbn_lightning.errors import OutputError
+
+_FCNTL: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows has none
 
 
 @contextmanager
@@ -46,6 +51,55 @@ def check_output_folder(folder: Path) -> None:
         raise OutputError(f"cannot write to {folder}: {existing} is a file, and a folder is needed there")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write to {folder}: no permission to write in {existing}")
+
+
+class FolderLock:
+    """Keeps other processes, and other locks of this one, from writing to a folder; gone when the process is."""
+
+    def __init__(self) -> None:
+        self._handle: int | None = None
+        self._made: Path | None = None
+
+    def take(self, folder: Path) -> None:
+        """Lock a folder, made if missing; does nothing where the system has no such locks.
+
+        Raises:
+            OutputError: if another one has it.
+        """
+        self._made = None if folder.exists() else folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if _FCNTL is None:
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            _FCNTL.flock(handle, _FCNTL.LOCK_EX | _FCNTL.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise OutputError(
+                f"another run is writing to {folder}: wait until it has finished, or write to another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(handle)
+        else:
+            self._handle = handle
+
+    def give_back(self) -> None:
+        """Unlock it, and remove it if it was made and is empty; does nothing if it isn't locked."""
+        made, self._made = self._made, None
+        if made is not None:
+            with suppress(OSError):
+                made.rmdir()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    __del__ = give_back
+
+    def __deepcopy__(self, memo: object) -> FolderLock:
+        return FolderLock()
+
+    def __reduce__(self) -> tuple[type[FolderLock], tuple[()]]:
+        return FolderLock, ()
 
 
 def _umask() -> int:

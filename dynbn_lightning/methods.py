@@ -58,7 +58,8 @@ class Method:
         quantiles: which rows of quantiles it needs: none, clean ones, or those of all rows of the bank.
         gradients: whether it needs a Trainer out of inference mode.
         by_image: whether each image's prediction depends on that image alone, so that every stream gives the same.
-        carries: what it remembers from batch to batch: `"nothing"`, of its `"loader"`, or of the whole `"stream"`.
+        carries: what it remembers from batch to batch: `"nothing"`, of its `"loader"`, or of the whole `"stream"` (as
+            few-shot BN does, which tells the images it used of all loaders).
     """
 
     callbacks: Callable[[Tools], list[Callback]]
@@ -124,7 +125,7 @@ METHODS: dict[str, Method] = {
     "source": Method(lambda tools: [], by_image=True),
     "batch_stats": Method(lambda tools: [BatchStatsCallback(skip=tools.skip)], (BATCHES,)),
     "batch_stats/prior": Method(lambda tools: [BatchStatsCallback(prior=16, skip=tools.skip)], (BATCHES,)),
-    "few_shot": Method(lambda tools: [FewShotBNCallback(skip=tools.skip)], (BEGINNINGS,), carries="loader"),
+    "few_shot": Method(lambda tools: [FewShotBNCallback(skip=tools.skip)], (BEGINNINGS,), carries="stream"),
     "ema": Method(lambda tools: [EMAStatsCallback(skip=tools.skip)], (STREAM,), carries="loader"),
     "distribution_matching": Method(
         lambda tools: [DistributionMatchingCallback(_quantiles(tools))], (CLEAN, BATCHES), quantiles="clean"

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from dynbn_lightning.callbacks.example_images import ExampleImages
-from dynbn_lightning.callbacks.protocol import settings_of
+from dynbn_lightning.callbacks.protocol import hardware, settings_of
 from dynbn_lightning.callbacks.recording import RecordingCallback
 from dynbn_lightning.cost import StepCost
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.streams import Stream
+from dynbn_lightning.errors import DataError, ImageError, ReportError
 from dynbn_lightning.fitting import bare_trainer, honest_interrupts
 from dynbn_lightning.methods import METHODS, Tools, needs_of, uses_refined
 from dynbn_lightning.modules import ClassifierModule
 from dynbn_lightning.reporting import ImageRecords, Piece, ResultsFolder
 
 KEEP_EVERY = 30.0
-"""Seconds between two times that what was done is written down."""
+"""Seconds, at least, between two times that what was done is written down."""
+KEEP_SHARE = 0.05
+"""Of the time, at most, writing it down takes."""
 
 
 def run_piece(
@@ -53,15 +59,29 @@ def run_piece(
     Returns:
         The piece's block of results.
     """
+    settings = settings_of_method(piece.method, tools)
     begun = folder.unfinished(piece)
     place = None if begun is None else _Place(**begun[1]) if begun[1] else None
     records = ImageRecords.of_nothing() if begun is None or place is None else begun[0]
     place = place or _Place()
     advance(place.batches)
-    keeper = _Keeper(piece, folder, pending, records, place, advance)
+    limited = "limit_test_batches" in trainer_options  # the limit would count anew
+    carries = "stream" if limited else METHODS[piece.method].carries
+    keeper = _Keeper(piece, folder, pending, records, place, advance, carries, settings)
     shown = data.showing(cast(Stream, piece.stream), piece.batch_size, (place.loader, place.batch))
     more = run_method(model, shown, piece.method, tools, [keeper], trainer_options)
-    return folder.finish(piece, ImageRecords.together([records, keeper.records()]).unique(), more)
+    records = ImageRecords.together([records, keeper.records()]).unique()
+    if len(records) != len(data.test_images) * len(data.cells) and not limited:
+        raise ReportError(
+            f"{piece}: {len(records)} of {len(data.test_images) * len(data.cells)} images were recorded; what was kept "
+            f"of it is damaged: remove {folder.path} and begin anew"
+        )
+    return folder.finish(piece, records, {**more, "settings": settings})
+
+
+def settings_of_method(method: str, tools: Tools) -> dict[str, Any]:
+    """What decides what a method does, by callback."""
+    return {type(callback).__name__: settings_of(callback) for callback in METHODS[method].callbacks(tools)}
 
 
 def run_method(
@@ -77,11 +97,13 @@ def run_method(
     options = {"inference_mode": not METHODS[method].gradients, **trainer_options}
     callbacks = [cost.first, *used, cost.last, *observers]
     trainer = bare_trainer(callbacks=callbacks, enable_progress_bar=False, **options)
+    cast_by_lightning = str(trainer.precision).endswith("-true") and trainer.precision != "32-true"
+    module = ClassifierModule(copy.deepcopy(model) if cast_by_lightning else model)
     with honest_interrupts(trainer):
-        trainer.test(ClassifierModule(model), datamodule=data, verbose=False)
+        trainer.test(module, datamodule=data, verbose=False)
     return {
         "needs": needs_of(method, tools),
-        "settings": {type(callback).__name__: settings_of(callback) for callback in used},
+        "hardware": hardware(trainer.strategy.root_device),
         **{key: value for callback in used if (value := vars(callback).get(key := "used_images"))},
         "ms_per_image": cost.ms_per_image,
         "memory_mib": None if cost.mib is None else round(cost.mib, 1),
@@ -109,13 +131,14 @@ class _Keeper(RecordingCallback):
         records: ImageRecords,
         begun_at: _Place,
         advance: Callable[[int], None],
+        carries: str,
+        settings: dict[str, Any],
     ) -> None:
         super().__init__()
         self._piece, self._folder, self._pending, self._advance = piece, folder, pending, advance
-        self._records, self._begun_at = records, begun_at
-        self._carries = METHODS[piece.method].carries
-        self._place = begun_at
-        self._count = self._count_at_place = 0
+        self._records, self._begun_at, self._carries, self._settings = records, begun_at, carries, settings
+        self._count = 0
+        self._done = (begun_at, 0)  # one thing: an interrupt finds a place and the images up to it
         self._next_time = time.monotonic() + KEEP_EVERY
         self._examples: ExampleImages | None = None
 
@@ -138,7 +161,7 @@ class _Keeper(RecordingCallback):
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         self._advance(1)
         if self._examples is not None:
-            self._examples.look(batch[0], trainer.datamodule.batch_info)  # type: ignore[attr-defined]
+            self._look(batch[0], trainer)
         self._count += len(batch[0])
         sizes = [int(size) for size in trainer.num_test_batches]
         loader_is_done = batch_idx + 1 == sizes[dataloader_idx]
@@ -146,26 +169,40 @@ class _Keeper(RecordingCallback):
         batches = begun_at.batches + sum(sizes[:dataloader_idx]) + batch_idx + 1
         loader = begun_at.loader + dataloader_idx
         if loader_is_done and dataloader_idx + 1 < len(sizes) and self._carries != "stream":
-            self._place = _Place(loader + 1, 0, batches)
+            place = _Place(loader + 1, 0, batches)
         elif self._carries == "nothing" and not loader_is_done:
-            self._place = _Place(loader, batch_idx + 1 + (begun_at.batch if dataloader_idx == 0 else 0), batches)
+            place = _Place(loader, batch_idx + 1 + (begun_at.batch if dataloader_idx == 0 else 0), batches)
         else:
             return
-        self._count_at_place = self._count
+        self._done = (place, self._count)
         if time.monotonic() >= self._next_time:
-            self._keep(self._count_at_place, self._place)
+            self._keep(self._count, place)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write down what can be gone on from, or else what there is to show."""
         super().on_exception(trainer, pl_module, exception)
-        if self._place.batches:
-            self._keep(self._count_at_place, self._place)
+        place, count = self._done
+        if place.batches:
+            self._keep(count, place)
         elif self._count:
             self._keep(self._count, None)
 
     def _keep(self, count: int, place: _Place | None) -> None:
+        began = time.monotonic()
         new = self.records().map(lambda column: column[:count])
         records = ImageRecords.together([self._records, new]).unique()
-        self._folder.keep(self._piece, records, {} if place is None else asdict(place))
-        self._folder.write(self._pending)
-        self._next_time = time.monotonic() + KEEP_EVERY
+        try:
+            about = {} if place is None else asdict(place)
+            self._folder.keep(self._piece, records, about, {"settings": self._settings})
+            self._folder.write(self._pending)
+        except OSError as error:  # what is measured is worth more than a note of it, and so is what stopped it
+            warnings.warn(f"what was done of {self._piece} could not be kept: {error}", stacklevel=2)
+        self._next_time = time.monotonic() + max(KEEP_EVERY, (time.monotonic() - began) / KEEP_SHARE)
+
+    def _look(self, images: Tensor, trainer: Trainer) -> None:
+        try:
+            assert self._examples is not None
+            self._examples.look(images, trainer.datamodule.batch_info)  # type: ignore[attr-defined]
+        except (OSError, ImageError, DataError) as error:
+            self._examples = None
+            warnings.warn(f"there will be no example images: {error}", stacklevel=2)

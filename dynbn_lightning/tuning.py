@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import json
 import time
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynbn_lightning.batchnorm import BNStatsBank, fingerprints
+from dynbn_lightning.batchnorm import BNStatsBank, fingerprint_of, fingerprints
 from dynbn_lightning.batchnorm.unfinished_bank import as_in_a_file, differences
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.batches import DrawnBatch
@@ -205,16 +204,6 @@ def used_by_tuning(model: nn.Module, bank: BNStatsBank) -> dict[str, str]:
         shares = (bank.calibration.source_share, bank.calibration.image_share)
         used["the bank's calibration"] = fingerprint_of([share is None for share in shares], *shares)
     return used
-
-
-def fingerprint_of(values: Any, *tables: Tensor | None) -> str:
-    """A fingerprint of values that JSON has, and of tables."""
-    digest = hashlib.sha256(json.dumps(values).encode())
-    for table in tables:
-        if table is not None:
-            digest.update(str((tuple(table.shape), table.dtype)).encode())
-            digest.update(table.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def tune(

@@ -13,9 +13,8 @@ from test_evaluation import calibrated, make_data
 from torch import nn
 
 from dynbn_lightning import BNStatsBank, DetectorModule, evaluate
-from dynbn_lightning.errors import DataError, OutputError
 from dynbn_lightning.models import cifar_resnet8
-from dynbn_lightning.reporting import ImageRecords, Piece, ResultsFolder, method_blocks, read_results
+from dynbn_lightning.reporting import ImageRecords, method_blocks, read_results
 
 METHODS = ("source", "batch_stats", "ema", "dynamic_bn/calibrated", "dynamic_bn/stream")
 STREAMS = ("mixed", "sequential")
@@ -169,6 +168,7 @@ def test_what_was_done_is_written_from_time_to_time(
     options: dict[str, Any] = {"methods": ["source"], "streams": ["mixed"]}
     with monkeypatch.context() as patched:
         patched.setattr("dynbn_lightning.pieces.KEEP_EVERY", 0.0)
+        patched.setattr("dynbn_lightning.pieces.KEEP_SHARE", float("inf"))
         patched.setattr("dynbn_lightning.pieces._Keeper.on_exception", killed)
         with Stop(model, 6), pytest.raises(KeyboardInterrupt):
             run(tmp_path, **options)
@@ -181,43 +181,6 @@ def test_what_was_done_is_written_from_time_to_time(
     assert numbers(tmp_path)["mixed", "source"] == numbers(whole)["mixed", "source"]
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"seed": 1}, "data.seed: 0 there, 1 here"),
-        ({"model": cifar_resnet8(width=4).eval(), "bank": None, "detector": None, "methods": ["source"]}, "model: "),
-        ({"detector": DetectorModule(rows=("clean", "fog", "contrast"))}, "detector: "),
-        ({"precision": "bf16-mixed"}, None),
-    ],
-)
-def test_other_settings_are_refused_before_any_work(
-    run: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: dict[str, Any],
-    named: str | None,
-) -> None:
-    run(tmp_path, methods=["source"], streams=["mixed"], precision="32-true")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for name in ("run_method", "run_piece"):
-        monkeypatch.setattr(f"dynbn_lightning.evaluation.{name}", lambda *args: pytest.fail("work was done"))
-    named = named or 'precision: "32-true" there, "bf16-mixed" here'
-    with pytest.raises(DataError, match=r"other settings \(.*not mixed") as raised:
-        run(tmp_path, **change)
-    assert named in str(raised.value)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_an_older_schema_and_a_file_in_the_way_are_refused(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "results.json").write_text('{"schema_version": 2, "runs": []}')
-    with pytest.raises(DataError, match="schema 2"):
-        run(tmp_path / "old")
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match="is a file"):
-        run(tmp_path / "file" / "results")
-
-
 def test_an_error_in_a_step_keeps_what_there_is(
     model: nn.Module, run: Callable[..., dict[str, Any]], whole: Path, tmp_path: Path
 ) -> None:
@@ -227,25 +190,3 @@ def test_an_error_in_a_step_keeps_what_there_is(
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     run(tmp_path)
     assert_same(tmp_path, whole)
-
-
-def test_without_an_output_nothing_is_written(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    results = run(None, methods=["source"], streams=["mixed"])  # type: ignore[arg-type]
-    assert "records" not in results["runs"][0]["methods"]["source"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_is_cleared_of_results_alone(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "mine.txt").write_text("mine")
-    ResultsFolder(tmp_path).clear()
-    folder = ResultsFolder(tmp_path)
-    folder.begin({}, {})
-    folder.finish(Piece("mixed", 4, "a/b c-d"), ImageRecords.of_nothing(), {})
-    folder.write()
-    assert [path.name for path in (tmp_path / "images").iterdir()] == ["mixed-4-a--b%20c%2Dd.safetensors"]
-    ResultsFolder(tmp_path).clear()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["images", "mine.txt"]

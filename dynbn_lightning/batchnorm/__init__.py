@@ -10,7 +10,7 @@ from dynbn_lightning.batchnorm.distribution_matching import (
     RoutedMatchingPolicy,
     Samples,
 )
-from dynbn_lightning.batchnorm.fingerprint import fingerprints
+from dynbn_lightning.batchnorm.fingerprint import fingerprint_of, fingerprints
 from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers, register, unpatch
 from dynbn_lightning.batchnorm.mixing import MIXINGS, Mixing, blend_with_source, mix_rows
 from dynbn_lightning.batchnorm.patched_layers import LayerPolicy, PatchedLayer, own_statistics
@@ -54,6 +54,7 @@ __all__ = [
     "check_count",
     "check_share",
     "find_batchnorm_layers",
+    "fingerprint_of",
     "fingerprints",
     "mix_rows",
     "own_statistics",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynbn_lightning.batchnorm.layers import canonical_name
 
@@ -47,3 +49,13 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
         for name, value in model.state_dict().items()
         if isinstance(value, torch.Tensor) and not name.endswith("num_batches_tracked")
     ]
+
+
+def fingerprint_of(values: Any, *tables: Tensor | None) -> str:
+    """A fingerprint of values that JSON has, and of tables."""
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for table in tables:
+        if table is not None:
+            digest.update(str((tuple(table.shape), table.dtype)).encode())
+            digest.update(table.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -8,13 +8,22 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ..batchnorm import BNStatsBank
 from ..batchnorm.ranks import do_on_first_rank
 from ..datamodules import CorruptionDataModule
 from ..errors import DataError, ImageError
 from ..reporting import ImageRecords, Piece, ResultsFolder, write_report
 from .base import BatchNormCallback, images_of
 from .example_images import ExampleImages
-from .protocol import described_data, described_limit, described_model, hardware, network_of, settings_of, versions
+from .protocol import (
+    common_settings,
+    described_model,
+    hardware,
+    network_of,
+    said_of_bank,
+    settings_of,
+    versions,
+)
 from .recording import RecordingCallback
 from .report_logging import log_figures, log_scalars
 
@@ -53,8 +62,11 @@ class CorruptionReportCallback(RecordingCallback):
         self._piece: Piece | None = None
         self._examples: ExampleImages | None = None
         self._finished: ImageRecords | None = None
+        self._settings: dict[str, Any] = {}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._folder is not None:
+            self._folder.close()
         self._folder = self._finished = self._examples = None
         super()._begin(trainer, pl_module)
         if self._hook is None:
@@ -66,35 +78,33 @@ class CorruptionReportCallback(RecordingCallback):
         methods = _methods(trainer)
         name = self.method or "+".join(one.method for one in methods) or "source"
         self._piece = Piece(data.stream, data.batch_size, name)
-        model = {**described_model(network_of(pl_module)), "precision": str(trainer.precision)}
-        described = described_data(data)
         split = "test" if trainer.testing else "validation"
-        limit_batches = described_limit(trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches)
-        settings = {
-            "model": model["fingerprint"],
-            "precision": model["precision"],
-            "data": described,
-            "split": split,
-            "limit_batches": limit_batches,
-            "processes": None if limit_batches == "all" else trainer.world_size,  # each takes so many batches
-        }
+        network = network_of(pl_module)
+        settings = common_settings(network, data, trainer, split, pl_module.device)
+        banks = [bank for one in methods if (bank := _bank_of(one)) is not None]
         protocol = {
-            **model,
+            **described_model(network),
             "module": type(pl_module).__name__,
-            **described,
-            "split": split,
-            "limit_batches": limit_batches,
-            "processes": trainer.world_size,
+            **settings["data"],
+            **{name: settings[name] for name in ("split", "precision", "limit_batches", "processes")},
+            **said_of_bank(banks[0] if banks else None),
             "versions": versions(),
             "hardware": hardware(pl_module.device),
         }
+        piece, how = self._piece, {type(one).__name__: settings_of(one) for one in methods}
         folder = ResultsFolder(self.output)
+
+        def begin() -> None:
+            folder.begin(settings, protocol)
+            folder.check(piece, how)
+
         try:
-            do_on_first_rank(lambda: folder.begin(settings, protocol))
+            do_on_first_rank(begin)
         except BaseException:
+            folder.close()
             self._end()
             raise
-        self._folder = folder
+        self._folder, self._settings = folder, how
         if trainer.is_global_zero:
             self._examples = ExampleImages(self.output, data)
 
@@ -120,8 +130,8 @@ class CorruptionReportCallback(RecordingCallback):
         log_scalars(trainer, self._finished)
 
     def _write(self, trainer: Trainer, records: ImageRecords, folder: ResultsFolder, piece: Piece) -> None:
-        settings = {type(one).__name__: settings_of(one) for one in _methods(trainer)}
-        folder.finish(piece, records, {"settings": settings})
+        hardware_used = folder.results["protocol"]["hardware"]
+        folder.finish(piece, records, {"settings": self._settings, "hardware": hardware_used})
         folder.write()
         write_report([self.output], self.output)
         log_figures(trainer, folder.results, piece, records)
@@ -129,7 +139,7 @@ class CorruptionReportCallback(RecordingCallback):
     def _write_unfinished(self, records: ImageRecords, folder: ResultsFolder, piece: Piece) -> None:
         if not len(records) or folder.block(piece) is not None:
             return  # what an earlier test finished is better
-        folder.keep(piece, records, {})
+        folder.keep(piece, records, {}, {"settings": self._settings})
         folder.write([piece])
         write_report([self.output], self.output)
 
@@ -146,7 +156,10 @@ class CorruptionReportCallback(RecordingCallback):
         super().on_test_end(trainer, pl_module)
         folder, piece, records, self._folder = self._folder, self._piece, self._finished, None
         if folder is not None and piece is not None and records is not None:
-            do_on_first_rank(lambda: self._write(trainer, records, folder, piece))
+            try:
+                do_on_first_rank(lambda: self._write(trainer, records, folder, piece))
+            finally:
+                folder.close()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""
@@ -163,7 +176,17 @@ class CorruptionReportCallback(RecordingCallback):
         except Exception as error:
             # Not to be raised: other callbacks have to hear of the exception too, and the user of that one.
             rank_zero_warn(f"what there was of the report could not be written: {type(error).__name__}: {error}")
+        finally:
+            folder.close()
 
 
 def _methods(trainer: Trainer) -> list[BatchNormCallback]:
     return [one for one in trainer.callbacks if isinstance(one, BatchNormCallback)]  # type: ignore[attr-defined]
+
+
+def _bank_of(method: Any) -> BNStatsBank | None:
+    bank = getattr(method, "bank", None)
+    if isinstance(bank, BNStatsBank):
+        return bank
+    base = getattr(method, "base", None)
+    return None if base is None else _bank_of(base)

@@ -7,26 +7,51 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from .. import __version__
-from ..batchnorm import fingerprints
+from ..batchnorm import BNStatsBank, QuantileBank, fingerprint_of, fingerprints
 from ..datamodules import CorruptionDataModule
+from ..models.normalization import Normalization
+from .base import BatchNormCallback
+from .frozen_detector import FrozenDetector
+
+_LEFT_OUT = object()
 
 
-def described_data(data: CorruptionDataModule) -> dict[str, Any]:
-    """Source, preset, cells, number of test images and seed of a datamodule."""
+def described_data(data: CorruptionDataModule, split: str = "test") -> dict[str, Any]:
+    """Source, preset, cells, number of test images, a fingerprint of some of them, and seed of a datamodule."""
+    images = data.test_images if split == "test" else data.train_images
     return {
         **data.provenance(),
         "corruptions": list(data.corruptions),
-        "test_images": len(data.test_images),
+        "test_images": len(data.test_images) if split == "test" else None,
+        "images_fingerprint": images.fingerprint,
         "concentration": data.concentration,
     }
 
 
+def common_settings(
+    model: nn.Module, data: CorruptionDataModule, trainer: Trainer, split: str, device: torch.device
+) -> dict[str, Any]:
+    """What decides the numbers whatever the method: results that differ in it don't stand in one folder."""
+    limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
+    return {
+        "model": fingerprints(model)["float32"],
+        "data": described_data(data, split),
+        "split": split,
+        "precision": str(trainer.precision),
+        # All is 1.0, and one batch is 1, which would count as the same.
+        "limit_batches": "all" if isinstance(limit, float) and limit == 1 else limit,
+        "processes": trainer.world_size,
+        "device": device.type,
+        "versions": {name: versions()[name] for name in ("dynbn_lightning", "torch")},
+    }
+
+
 def described_model(model: nn.Module) -> dict[str, Any]:
-    """The model's name, and a fingerprint of its weights, the same in every precision."""
+    """The model's name, and a fingerprint of its weights as they are."""
     name = getattr(model, "name", None)
     return {
         "model": name if isinstance(name, str) else type(model).__name__,
@@ -40,12 +65,6 @@ def versions() -> dict[str, str]:
     return {"dynbn_lightning": __version__, "python": platform.python_version(), **others}
 
 
-def described_limit(limit: float | int | None) -> int | float | str:
-    """How many batches were tested: `"all"`, or a Trainer's limit."""
-    # All is 1.0, and one batch is 1, which would count as the same.
-    return "all" if limit is None or (isinstance(limit, float) and limit == 1) else limit
-
-
 def hardware(device: torch.device) -> str:
     """The device's name, and on a CPU how many threads torch uses of it."""
     if device.type == "cuda":
@@ -56,9 +75,49 @@ def hardware(device: torch.device) -> str:
 
 
 def settings_of(callback: Callback) -> dict[str, Any]:
-    """A callback's settings that are plain values."""
-    plain = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(callback).items() if name[0] != "_" and isinstance(value, plain)}
+    """Whatever decides what a callback does: plain settings, layers left out, fingerprints of what it was given."""
+    found = {name: _described(name, value) for name, value in vars(callback).items() if name[0] != "_"}
+    return {name: described for name, described in found.items() if described is not _LEFT_OUT}
+
+
+def _described(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if name == "skip":
+        return [str(layer) for layer in value]
+    if isinstance(value, BNStatsBank):
+        return described_bank(value)
+    if isinstance(value, QuantileBank):
+        return {"fingerprint": fingerprint_of([value.rows, list(value.layers.items()), value.skip], value.quantiles)}
+    if isinstance(value, FrozenDetector):
+        return {"fingerprint": value.fingerprint()}
+    if isinstance(value, Normalization):
+        return value.to_dict()
+    if isinstance(value, BatchNormCallback):
+        return {type(value).__name__: settings_of(value)}
+    return _LEFT_OUT
+
+
+def described_bank(bank: BNStatsBank) -> dict[str, Any]:
+    """A fingerprint of all that a bank holds, and what was done to it."""
+    tables = [bank.mean, bank.var, bank.weight, bank.bias]
+    described: list[Any] = [bank.rows, list(bank.layers.items()), bank.skip]
+    if bank.calibration is not None:
+        described += [bank.calibration.temperature, bank.calibration.novelty_limit]
+        tables += [bank.calibration.source_share, bank.calibration.image_share]
+    fingerprint = fingerprint_of([*described, [table is None for table in tables]], *tables)
+    return {"fingerprint": fingerprint, "calibrated": bank.calibration is not None, "refined": bank.refined}
+
+
+def said_of_bank(bank: BNStatsBank | None) -> dict[str, Any]:
+    """What a protocol says of the bank that was used: how it was made, and that this is not source-free."""
+    if bank is None:
+        return {"bank": None, "calibration": None, "uses": None}
+    return {
+        "bank": {"rows": len(bank), **bank.provenance},
+        "calibration": None if bank.calibration is None else dict(bank.calibration.provenance),
+        "uses": "detector, bank and calibration are made from corrupted training images: not source-free",
+    }
 
 
 def network_of(module: nn.Module) -> nn.Module:

@@ -71,8 +71,8 @@ def bank_build(options: Namespace, console: Console) -> None:
     loaders = data.row_loaders(images_per_row=options.images_per_row, device=device)
     path = options.output / "bank.safetensors"
     bank = None
-    if options.quantile_count is not None and (options.output / "quantiles.unfinished.safetensors").is_file():
-        bank = _made_before(path, model, loaders, options.skip)  # then the bank was finished before the interruption
+    if options.quantile_count is not None and not (options.output / "quantiles.safetensors").is_file():
+        bank = _made_before(path, model, loaders, options.skip)  # finished before the quantiles were interrupted
     if bank is None:
         bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
     console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from ..errors import DataError
 
 _CACHE_BYTES = 512 * 2**20
+_SPREAD = 64
 
 
 class PixelDataset(Dataset[tuple[Tensor, int]]):
@@ -67,6 +69,17 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         if targets is not None and len(targets) == len(self):
             return [int(target) for target in targets]
         return [self[index][1] for index in range(len(self))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A fingerprint of how many images there are, and of pixels and classes of up to 64 spread over them."""
+        count = len(self)
+        digest = hashlib.sha256(str(count).encode())
+        for index in sorted({place * count // _SPREAD for place in range(_SPREAD)}):
+            pixels, label = self[index]
+            digest.update(f"{tuple(pixels.shape)}{label}".encode())
+            digest.update(pixels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _resize(self, pixels: Tensor) -> Tensor:
         size = self.image_size

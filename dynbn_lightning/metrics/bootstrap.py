@@ -132,6 +132,11 @@ def _image_counts(images: int, resamples: int, seed: int) -> list[Tensor]:
     return parts
 
 
+def forget_draws() -> None:
+    """Free the draws that are kept for the next intervals over as many images: 200 MB for 50,000 of them."""
+    _image_counts.cache_clear()
+
+
 def _interval(difference: Tensor, resampled: Tensor, level: float) -> Interval:
     # Not torch.quantile, which refuses more than 16 million numbers.
     bounds = np.quantile(resampled.numpy(), [(1 - level) / 2, (1 + level) / 2], axis=0)

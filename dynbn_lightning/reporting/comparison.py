@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,12 +12,17 @@ import torch
 
 from dynbn_lightning.errors import DataError, did_you_mean
 from dynbn_lightning.metrics import BASELINES, Baseline, Interval, PairedIntervals, paired_bootstrap
+from dynbn_lightning.metrics.bootstrap import forget_draws
 from dynbn_lightning.reporting.records import ImageRecords
 from dynbn_lightning.reporting.results import errors, method_blocks, read_results
 
 SOURCE = "source"
 
-_SAME_IMAGES = ("fingerprint", "source", "preset", "frost_textures", "seed", "test_images", "image_size")
+_KNOWN = ("fingerprint", "source")
+_SAME_IMAGES = (
+    *("preset", "frost_textures", "seed", "test_images", "image_size", "images_fingerprint"),
+    *("normalization", "precision"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,11 @@ class Entry:
     def label(self) -> str:
         """The method's name, after the folder's where there are several."""
         return f"{self.title}: {self.method}" if self.title else self.method
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the method was interrupted: its numbers are of the images so far, and compare with no others."""
+        return bool(self.block.get("unfinished"))
 
     @cached_property
     def records(self) -> ImageRecords | None:
@@ -78,6 +88,22 @@ def accuracy_intervals(entry: Entry, cells: tuple[str, ...]) -> PairedIntervals 
 
 
 @lru_cache(maxsize=1024)
+def shared_cells(first: Entry, second: Entry) -> frozenset[str]:
+    """The cells, `clean` too, in which two methods may be compared: none unless both are finished.
+
+    Where both have records these tell whether the images of a cell were the same; else they are taken to be.
+    """
+    if first.is_unfinished or second.is_unfinished:
+        return frozenset()
+    cells = set(first.block["cells"]) & set(second.block["cells"])
+    cells |= {"clean"} if first.block["clean"] is not None and second.block["clean"] is not None else set()
+    one, other = first.records, second.records
+    if one is None or other is None:
+        return frozenset(cells)
+    return frozenset(cell for cell in cells if torch.equal(one.images_of(cell), other.images_of(cell)))
+
+
+@lru_cache(maxsize=1024)
 def difference(first: Entry, second: Entry) -> PairedIntervals | None:
     """How much more often the first is right, in each of the first's cells and over them; None if nothing pairs."""
     cells = tuple(first.block["cells"])
@@ -92,8 +118,8 @@ def clean_difference(first: Entry, second: Entry) -> Interval | None:
 
 
 def _paired(first: Entry, second: Entry, cells: tuple[str, ...]) -> PairedIntervals | None:
-    """None unless both have records of the same images, two or more, in each of the cells."""
-    if first.records is None or second.records is None:
+    """None unless both are finished and have records of the same images, two or more, in each of the cells."""
+    if first.is_unfinished or second.is_unfinished or first.records is None or second.records is None:
         return None
     one, other = first.records.correct_by_cell(cells), second.records.correct_by_cell(cells)
     if one is None or other is None or len(one) < 2:
@@ -101,6 +127,13 @@ def _paired(first: Entry, second: Entry, cells: tuple[str, ...]) -> PairedInterv
     if not torch.equal(first.records.images_of(cells[0]), second.records.images_of(cells[0])):
         return None
     return paired_bootstrap(one, other)
+
+
+def forget() -> None:
+    """Free what is kept for the next look at the same entries: their records and intervals, and the draws for these."""
+    for kept in (accuracy_intervals, shared_cells, difference, clean_difference):
+        kept.cache_clear()
+    forget_draws()
 
 
 @dataclass(frozen=True)
@@ -148,22 +181,23 @@ class Comparison:
         return cls(entries, unfinished, chosen if baseline is None else find_baseline(baseline))
 
     def source_of(self, entry: Entry) -> Entry | None:
-        """The unpatched model on the same stream with the same batch size; None if it wasn't run.
+        """The unpatched model on the same stream with the same batch size; None if it wasn't run to its end.
 
         That of the same folder, or else of another one with the same weights on the same images.
         """
         same_folder = self.other(entry, SOURCE)
-        if same_folder is not None:
+        if same_folder is not None and not same_folder.is_unfinished:
             return same_folder
         place = (entry.stream, entry.batch_size, SOURCE)
-        its = [entry.protocol.get(key) for key in _SAME_IMAGES]
+        if any(entry.protocol.get(key) is None for key in _KNOWN):
+            return None
         return next(
             (
                 one
                 for one in self.entries
                 if (one.stream, one.batch_size, one.method) == place
-                and None not in its
-                and [one.protocol.get(key) for key in _SAME_IMAGES] == its
+                and not one.is_unfinished
+                and _is_alike(one.protocol, entry.protocol)
             ),
             None,
         )
@@ -173,6 +207,20 @@ class Comparison:
         place = (entry.folder, entry.stream, entry.batch_size, method)
         found = (one for one in self.entries if (one.folder, one.stream, one.batch_size, one.method) == place)
         return next(found, None)
+
+
+def data_used(protocol: Mapping[str, Any]) -> tuple[str, Any]:
+    """Which images were shown, `test` or `validation`, and how many batches of them, `all` or a Trainer's limit.
+
+    Where nothing is said it was all of the test images: so does `evaluate`.
+    """
+    return protocol.get("split") or "test", "all" if (limit := protocol.get("limit_batches")) is None else limit
+
+
+def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two protocols are of the same weights on the same images; what neither says is no difference."""
+    same = all(one.get(key) == other.get(key) for key in (*_KNOWN, *_SAME_IMAGES))
+    return same and data_used(one) == data_used(other)
 
 
 def folder_of(path: Path) -> Path:
@@ -200,15 +248,18 @@ def usual_baseline(protocols: Sequence[dict[str, Any]]) -> Baseline | None:
 
 
 def find_baseline(baseline: str | Path) -> Baseline:
-    """A baseline by its name, or the source of some results; `DataError` if there is neither."""
+    """A baseline by its name, or the source of some results; `DataError` if there is neither, or not all of it."""
     if str(baseline) in BASELINES:
         return BASELINES[str(baseline)]
     if not Path(baseline).exists():
         hint = did_you_mean(str(baseline), BASELINES)
         raise DataError(f"there is no baseline {str(baseline)!r}, nor results there: {hint}")
     results = read_results(Path(baseline))
-    block = next((block for *_, method, block in method_blocks(results) if method == SOURCE), None)
-    if block is None:
+    blocks = [block for *_, method, block in method_blocks(results) if method == SOURCE]
+    if not blocks:
         raise DataError(f"{baseline} has no results of the source, which would be the baseline")
+    block = next((block for block in blocks if not block.get("unfinished")), None)
+    if block is None:
+        raise DataError(f"the source in {baseline} is unfinished, and no baseline: run it to its end first")
     model = results["protocol"].get("model", "the source")
     return Baseline.from_errors(f"{model} in {Path(baseline)}", errors(block))

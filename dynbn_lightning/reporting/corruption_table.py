@@ -22,7 +22,7 @@ from dynbn_lightning.metrics import (
     mean_corruption_error,
     relative_mean_corruption_error,
 )
-from dynbn_lightning.reporting.comparison import Comparison, Entry, accuracy_intervals
+from dynbn_lightning.reporting.comparison import Comparison, Entry, accuracy_intervals, data_used
 from dynbn_lightning.reporting.results import errors
 from dynbn_lightning.reporting.tables import percent
 
@@ -127,7 +127,7 @@ class CorruptionTable:
         competing = {
             row: value
             for row, (entry, value) in enumerate(zip(self.entries, column.values, strict=True))
-            if value is not None and not is_oracle(entry) and not entry.block.get("unfinished")
+            if value is not None and not is_oracle(entry) and not entry.is_unfinished
         }
         if len(competing) < 2:
             return set()
@@ -174,7 +174,7 @@ def corruption_tables(comparison: Comparison) -> list[CorruptionTable]:
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in comparison.entries:
         data = entry.protocol.get("source"), entry.protocol.get("preset"), tuple(entry.protocol["severities"])
-        key = (*data, entry.stream, entry.batch_size)
+        key = (*data, *data_used(entry.protocol), entry.stream, entry.batch_size)
         groups.setdefault(key, []).append(entry)
     return [CorruptionTable(tuple(entries), comparison.baseline) for entries in groups.values()]
 

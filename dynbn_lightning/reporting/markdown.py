@@ -26,7 +26,10 @@ def markdown_document(comparison: Comparison) -> str:
         if entries[0].title:
             parts.append(f"## {entries[0].title}")
         parts += [*(f"{words}." for words in protocols_of(entries)), *uses_of(entries)]
-        parts.append("Top-1 accuracy, %, means over all corrupted cells; time and memory as multiples of the source's:")
+        parts.append(
+            "Top-1 accuracy, %, means over all corrupted cells; time and memory as multiples of the source's on the "
+            "same hardware:"
+        )
         blocks = [(entry.stream, entry.batch_size, entry.method, entry.block) for entry in entries]
         parts.append(markdown(*method_rows(blocks)))
     for table in corruption_tables(comparison):

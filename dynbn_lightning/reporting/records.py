@@ -85,20 +85,19 @@ class ImageRecords:
         detected: Tensor | None = None,
         detection_confidences: Tensor | None = None,
     ) -> ImageRecords:
-        """The records of a batch, on its device; every argument but `rows` is of its N images."""
-        device = labels.device
+        """The records of a batch, on its device but for the numbers; every argument but `rows` is of its N images."""
         if detected is None or detection_confidences is None:
             detected = torch.full_like(labels, NOT_DETECTED)
-            detection_confidences = torch.zeros(len(labels), device=device)
+            detection_confidences = torch.zeros(len(labels), device=labels.device)
         columns: dict[str, Any] = {
             **outcomes._asdict(),
-            "indices": torch.tensor(indices, device=device),
+            "indices": torch.tensor(indices),  # on the host: to send them would wait for the device
             "cells": cells,
             "labels": labels,
             "detected": detected,
             "detection_confidences": detection_confidences,
         }
-        typed: dict[str, Any] = {name: columns[name].detach().to(device, dtype) for name, dtype in _DTYPES.items()}
+        typed: dict[str, Any] = {name: columns[name].detach().to(dtype) for name, dtype in _DTYPES.items()}
         return cls(**typed, rows=rows)
 
     @classmethod
@@ -109,7 +108,7 @@ class ImageRecords:
 
     @classmethod
     def together(cls, parts: Sequence[ImageRecords]) -> ImageRecords:
-        """The records of several parts, one after another, on the device of the first.
+        """The records of several parts, one after another.
 
         Raises:
             DataError: if images were detected as rows of different detectors.
@@ -119,8 +118,7 @@ class ImageRecords:
             raise DataError("these records are of different detectors: their rows differ")
         if not parts:
             return cls.of_nothing()
-        device = parts[0].indices.device
-        columns = {name: torch.cat([getattr(part, name).to(device) for part in parts]) for name in _DTYPES}
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _DTYPES}
         return cls(**columns, rows=next(iter(rows), ()))
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.files import check_output_folder, whole_file
-from dynbn_lightning.reporting.comparison import Comparison, folder_of
+from dynbn_lightning.reporting.comparison import Comparison, folder_of, forget
 from dynbn_lightning.reporting.latex import latex_document
 from dynbn_lightning.reporting.markdown import markdown_document
 from dynbn_lightning.reporting.tidy import csv_table
@@ -46,11 +46,14 @@ def write_report(
             f"{output} is one of the results that are compared, and their report would overwrite its own: "
             "write to another folder"
         )
-    comparison = Comparison.read(paths, baseline)
-    written = []
-    for name, document in (("csv", csv_table), ("md", markdown_document), ("tex", latex_document)):
-        text = document(comparison)
-        with whole_file(output / f"results.{name}") as temporary:
-            temporary.write_bytes(text.encode())
-        written.append(output / f"results.{name}")
-    return [*written, write_html(comparison, output / "report.html")]
+    try:
+        comparison = Comparison.read(paths, baseline)
+        written = []
+        for name, document in (("csv", csv_table), ("md", markdown_document), ("tex", latex_document)):
+            text = document(comparison)
+            with whole_file(output / f"results.{name}") as temporary:
+                temporary.write_bytes(text.encode())
+            written.append(output / f"results.{name}")
+        return [*written, write_html(comparison, output / "report.html")]
+    finally:
+        forget()

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dynbn_lightning.errors import DataError
-from dynbn_lightning.files import check_output_folder
+from dynbn_lightning.files import FolderLock, check_output_folder
+from dynbn_lightning.reporting.examples import example_path, read_examples
 from dynbn_lightning.reporting.records import ImageRecords
 from dynbn_lightning.reporting.results import SCHEMA_VERSION, block_of, method_blocks, read_results, write_results
 
@@ -36,6 +37,7 @@ class ResultsFolder:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self._lock = FolderLock()
         self._results: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "protocol": {}, "settings": {}, "runs": []}
 
     def begin(self, settings: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
@@ -47,11 +49,12 @@ class ResultsFolder:
 
         Raises:
             DataError: if the folder holds results that were made with other settings, or of another schema.
-            OutputError: if nothing can be written there.
+            OutputError: if nothing can be written there, or another run is writing.
         """
         settings, protocol = (json.loads(json.dumps(given)) for given in (settings, protocol))
         if self.path is not None:
             check_output_folder(self.path)
+            self._lock.take(self.path)
         if self.path is not None and (self.path / "results.json").exists():
             there = read_results(self.path)
             differences = list(_differences(there.get("settings", {}), settings))
@@ -65,6 +68,27 @@ class ResultsFolder:
         known.update({key: value for key, value in settings.items() if value is not None or key not in known})
         self.say(**protocol)
 
+    def close(self) -> None:
+        """Let others write to the folder."""
+        self._lock.give_back()
+
+    def check(self, piece: Piece, settings: Mapping[str, Any]) -> None:
+        """Raise `DataError` if the folder has a piece of this name that was made in another way.
+
+        Args:
+            piece: which piece.
+            settings: of the callbacks that make it, which its block holds too.
+        """
+        there = self._methods(piece).get(piece.method, {}).get("settings")
+        if there is None:
+            return
+        differences = list(_differences(there, json.loads(json.dumps(settings)), exact=True))
+        if differences:
+            raise DataError(
+                f"{self.path} has results of {piece} that were made in another way ({'; '.join(differences)}): give "
+                "one of them another name (the callback's method=), or write to another folder"
+            )
+
     def say(self, **protocol: Any) -> None:
         """Add to what is said beside the numbers; what is None leaves what was said before."""
         known = self._results["protocol"]
@@ -74,9 +98,16 @@ class ResultsFolder:
         """Remove the results that are there, with their records and examples, and nothing else."""
         if self.path is None or not (self.path / "results.json").exists():
             return
+        try:
+            there = read_results(self.path)
+        except DataError:
+            return  # somebody else's, or an older version's
         (self.path / "results.json").unlink()
-        for left in (*(self.path / "images").glob("*.safetensors"), *(self.path / "examples").glob("*.png")):
-            left.unlink()
+        for *_, block in method_blocks(there):
+            if "records" in block:
+                (self.path / block["records"]).unlink(missing_ok=True)
+        for example in read_examples(self.path):
+            example_path(self.path, example.cell, example.index).unlink(missing_ok=True)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -96,13 +127,13 @@ class ResultsFolder:
         file = self.path / block["records"]
         return ImageRecords.load(file) if file.is_file() else None
 
-    def keep(self, piece: Piece, records: ImageRecords, about: Mapping[str, Any]) -> None:
-        """Write down what there is of a piece; `about` must tell how to go on with it."""
+    def keep(self, piece: Piece, records: ImageRecords, about: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """Write down what there is of a piece; `about` must tell how to go on with it, `more` stands in its block."""
         if self.path is None:
             return
         name = _file_name(piece, unfinished=True)
         records.save(self.path / name, about)
-        self._methods(piece)[piece.method] = {**block_of(records), "unfinished": True, "records": name}
+        self._methods(piece)[piece.method] = {**block_of(records), **more, "unfinished": True, "records": name}
 
     def finish(self, piece: Piece, records: ImageRecords, more: Mapping[str, Any]) -> dict[str, Any]:
         """Write a piece's records; `more` stands in its block beside the numbers. Returns the block."""
@@ -149,12 +180,12 @@ def _file_name(piece: Piece, *, unfinished: bool = False) -> str:
     return f"images/{piece.stream}-{piece.batch_size}-{method}{'.unfinished' if unfinished else ''}.safetensors"
 
 
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """What differs, in words; what is None or lacking on one side doesn't."""
+def _differences(there: Any, here: Any, name: str = "", *, exact: bool = False) -> Iterator[str]:
+    """What differs, in words; unless `exact`, what is None or lacking on one side doesn't."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in [*there, *(key for key in here if key not in there)]:
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif there is not None and here is not None and there != here:
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key, exact=exact)
+    elif there != here and (exact or (there is not None and here is not None)):
         yield f"{name}: {_short(there)} there, {_short(here)} here"
 
 

@@ -16,6 +16,12 @@ TEXT_COLUMNS = ("stream", "method", "needs")
 UNFINISHED = " (unfinished)"
 
 
+def marks_of(block: Mapping[str, Any]) -> str:
+    """What must stand behind a method's name: whose numbers its own are a copy of, and that images are missing."""
+    copied = f" (as on {block['same_as']})" if block.get("same_as") else ""
+    return copied + (UNFINISHED if block.get("unfinished") else "")
+
+
 def severity_means(block: Mapping[str, Any]) -> dict[int, float]:
     """The mean accuracy over the cells of each severity."""
     found: dict[int, list[float]] = {}
@@ -27,11 +33,16 @@ def severity_means(block: Mapping[str, Any]) -> dict[int, float]:
 def method_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
     """The headings and rows of the table of methods: accuracies in percent, costs as multiples of the source's.
 
-    Columns that no method has anything to say in are left out. The source's costs are those of the same batch size. A
-    method that was not shown all the cells that the others were has no means: they would be over other cells.
+    Columns that no method has anything to say in are left out. The source's costs are those of the same batch size on
+    the same hardware. A method that was not shown all the cells that the others were has no means: they would be over
+    other cells.
     """
     blocks = list(blocks)
-    sources = {size: block for _, size, method, block in blocks if method == "source"}
+    sources = {
+        (size, block.get("hardware")): block
+        for _, size, method, block in blocks
+        if method == "source" and not block.get("unfinished")
+    }
     cells = {cell for *_, block in blocks for cell in block["cells"]}
     severities = sorted({_severity(cell) for cell in cells})
     headings = ["stream", "batch", "method", "mean"]
@@ -41,13 +52,13 @@ def method_rows(blocks: Blocks) -> tuple[list[str], list[list[str]]]:
     for stream, size, method, block in blocks:
         without = cells - set(block["cells"])
         means = severity_means(block)
-        label = method + (UNFINISHED if block.get("unfinished") else "")
-        row = [stream, str(size), label, "-" if without else _accuracy(block["mean"])]
+        row = [stream, str(size), method + marks_of(block), "-" if without else _accuracy(block["mean"])]
         for severity in severities if len(severities) > 1 else ():
             partial = severity in map(_severity, without)
             row.append(percent(None if partial else means.get(severity)))
         row += [_accuracy(block["clean"]), percent(block.get("detection"))]
-        row += [_times(block, sources.get(size), cost) for cost in ("ms_per_image", "memory_mib")]
+        source = sources.get((size, block.get("hardware")))
+        row += [_times(block, source, cost) for cost in ("ms_per_image", "memory_mib")]
         rows.append([*row, ", ".join(block.get("needs", ()))])
     kept = [column for column in range(len(headings)) if any(row[column] not in ("", "-") for row in rows)]
     return [headings[column] for column in kept], [[row[column] for column in kept] for row in rows]

@@ -9,12 +9,12 @@ from typing import Any
 
 from dynbn_lightning.corruptions.cells import CLEAN, Cell
 from dynbn_lightning.metrics import Interval
-from dynbn_lightning.reporting.comparison import Comparison, Entry, clean_difference, difference
+from dynbn_lightning.reporting.comparison import Comparison, Entry, clean_difference, difference, shared_cells
 
 COLUMNS = (
     *("folder", "model", "source", "stream", "batch_size", "method", "corruption", "severity", "images"),
     *("accuracy", "error", "top5_accuracy", "nll", "calibration_error", "accuracy_lower", "accuracy_upper"),
-    *("gain_over_source", "gain_lower", "gain_upper", "seed"),
+    *("gain_over_source", "gain_lower", "gain_upper", "seed", "same_as"),
 )
 SCORES = ("images", "accuracy", "error", "top5_accuracy", "nll", "calibration_error")
 
@@ -23,7 +23,8 @@ def csv_table(comparison: Comparison) -> str:
     """The numbers as comma-separated values, in full precision; empty where there is none.
 
     Severity 0 is clean. Bounds are of 95 % bootstrap intervals over the images; those of the gain are paired, so they
-    may tell two methods apart whose own bounds overlap. `folder` is there if there are several.
+    may tell two methods apart whose own bounds overlap. There is no gain over a source that saw other images. `folder`
+    is there if there are several; `same_as` is the stream whose numbers these are, of what was not run again.
     """
     several = any(entry.title for entry in comparison.entries)
     file = StringIO()
@@ -38,6 +39,7 @@ def csv_table(comparison: Comparison) -> str:
             "batch_size": entry.batch_size,
             "method": entry.method,
             "seed": entry.protocol.get("seed"),
+            "same_as": entry.block.get("same_as"),
         }
         writer.writerows({**about, **numbers} for numbers in _cells(comparison, entry))
     return file.getvalue()
@@ -76,17 +78,17 @@ def _intervals(entry: Entry) -> dict[str, tuple[float, float]]:
 def _gains(comparison: Comparison, entry: Entry) -> dict[str, tuple[float, float | None, float | None]]:
     """How much more often the entry is right than the source, with bounds where there are records to pair."""
     source = comparison.source_of(entry)
-    if source is None or source is entry or entry.block.get("unfinished") or source.block.get("unfinished"):
+    if source is None or source is entry:
         return {}
     cells, clean = difference(entry, source), clean_difference(entry, source)
     bounds = {} if cells is None else _by_cell(entry, cells.cells)
     if clean is not None:
         bounds[CLEAN] = float(clean.lower), float(clean.upper)
-    known = _scores(source)
+    known, shared = _scores(source), shared_cells(entry, source)
     return {
         name: (scores["accuracy"] - known[name]["accuracy"], *bounds.get(name, (None, None)))
         for name, scores in _scores(entry).items()
-        if name in known
+        if name in shared
     }
 
 

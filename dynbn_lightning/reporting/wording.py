@@ -3,37 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dynbn_lightning.metrics import Baseline
-from dynbn_lightning.reporting.comparison import Comparison, Entry
+from dynbn_lightning.reporting.comparison import Comparison, Entry, data_used
 from dynbn_lightning.reporting.corruption_table import CorruptionTable
-from dynbn_lightning.reporting.tables import UNFINISHED
+from dynbn_lightning.reporting.tables import marks_of
 
 
 def entry_label(entry: Entry) -> str:
-    """The entry's name in a table, which says if its images are not all there yet."""
-    return entry.label + (UNFINISHED if entry.block.get("unfinished") else "")
+    """The entry's name in a table, which says if its images are not all there yet, or its numbers another's."""
+    return entry.label + marks_of(entry.block)
 
 
-def protocol_words(protocol: Mapping[str, Any]) -> str:
-    """Model, data, severities, number of images and seed, as far as they are known."""
+def protocol_words(entries: Sequence[Entry]) -> str:
+    """Model, data, severities, number of images and seed of a folder's entries, as far as they are known."""
+    protocol = entries[0].protocol
+    images = images_words(entries)
     model, checkpoint = protocol.get("model"), protocol.get("checkpoint")
     parts = [
         " on ".join(str(its) for its in (model, protocol.get("source")) if its is not None),
         _known("weights", checkpoint),
         _known("preset", protocol.get("preset")),
         _severities(protocol.get("severities") or ()),
-        "" if protocol.get("test_images") is None else f"{protocol['test_images']} test images in each cell",
+        images and f"{images} in each cell",
+        limit_words(protocol),
         _known("seed", protocol.get("seed")),
     ]
     return ", ".join(part for part in parts if part)
 
 
+def image_counts(entries: Iterable[Entry]) -> list[int]:
+    """The numbers of images that the finished methods counted in their cells, clean too, each once, in order."""
+    blocks = [entry.block for entry in entries if not entry.is_unfinished]
+    scores = [one for block in blocks for one in (block.get("clean"), *block["cells"].values()) if one]
+    return sorted({one["images"] for one in scores if one.get("images") is not None})
+
+
+def images_words(entries: Sequence[Entry]) -> str:
+    """How many images of which kind a folder's methods were shown in a cell; nothing where none was finished."""
+    counts = image_counts(entries)
+    if not counts:
+        return ""
+    number = " to ".join(f"{count:,}" for count in sorted({counts[0], counts[-1]}))
+    split, _ = data_used(entries[0].protocol)
+    kind = "held-out training image" if split == "validation" else "test image"
+    return f"{number} {kind}{'' if counts[-1] == 1 else 's'}"
+
+
+def limit_words(protocol: Mapping[str, Any]) -> str:
+    """How many batches were shown at most; nothing where all were."""
+    _, limit = data_used(protocol)
+    if limit == "all":
+        return ""
+    number = f"{100 * limit:g} % of the" if isinstance(limit, float) else str(limit)
+    processes = protocol.get("processes") or 1
+    where = f" in each of {processes} processes" if processes > 1 else ""
+    return f"at most {number} batch{'' if limit == 1 else 'es'}{where}"
+
+
 def protocols_of(entries: Iterable[Entry]) -> list[str]:
     """The protocol of each folder that the entries are of, after its title where there are several."""
-    found = {entry.folder: (entry.title, protocol_words(entry.protocol)) for entry in entries}
-    return [f"{title}: {words}" if title else words for title, words in found.values()]
+    found: dict[Path, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.folder, []).append(entry)
+    words = [(its[0].title, protocol_words(its)) for its in found.values()]
+    return [f"{title}: {its}" if title else its for title, its in words]
 
 
 def uses_of(entries: Iterable[Entry]) -> list[str]:

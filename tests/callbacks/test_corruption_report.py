@@ -288,15 +288,17 @@ def test_the_same_method_again_replaces_its_block_and_another_name_stands_beside
     data, module = make_data(), Silent()
     run(module, data, TentCallback(lr=0.1), CorruptionReportCallback(tmp_path), inference_mode=False)
     first = only_block(tmp_path, "tent")
-    run(module, data, TentCallback(lr=0.2), CorruptionReportCallback(tmp_path), inference_mode=False)
-    second = only_block(tmp_path, "tent")
-    assert (first["settings"]["TentCallback"]["lr"], second["settings"]["TentCallback"]["lr"]) == (0.1, 0.2)
-    assert first["mean"] != second["mean"]
-    run(module, data, TentCallback(lr=0.1), CorruptionReportCallback(tmp_path, "tent/slow"), inference_mode=False)
+    run(module, data, TentCallback(lr=0.1), CorruptionReportCallback(tmp_path), inference_mode=False)
+    assert only_block(tmp_path, "tent") == first
+    before = bytes_of(tmp_path)
+    with pytest.raises(DataError, match=r"TentCallback.lr: 0.1 there, 0.2 here.*method="):
+        run(module, data, TentCallback(lr=0.2), CorruptionReportCallback(tmp_path), inference_mode=False)
+    assert bytes_of(tmp_path) == before
+    run(module, data, TentCallback(lr=0.2), CorruptionReportCallback(tmp_path, "tent/fast"), inference_mode=False)
     blocks = methods_of(read_results(tmp_path))
-    assert list(blocks) == ["tent", "tent/slow"]
-    assert blocks["tent"] == second
-    assert {**blocks["tent/slow"], "records": None} == {**first, "records": None}
+    assert list(blocks) == ["tent", "tent/fast"]
+    assert blocks["tent"] == first
+    assert blocks["tent/fast"]["mean"] != first["mean"]
     assert len(list((tmp_path / "images").iterdir())) == 2
     run(module, make_data(stream="sequential"), CorruptionReportCallback(tmp_path))
     assert [one["stream"] for one in read_results(tmp_path)["runs"]] == ["mixed", "sequential"]

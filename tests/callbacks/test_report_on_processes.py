@@ -190,7 +190,7 @@ def assert_as_of_one(two: Path, one: Path, stream: Any, repeated: int) -> None:
 
     results = {name: read_results(report) for name, report in reports.items()}
     assert results["two"]["runs"] == results["one"]["runs"]
-    assert results["two"]["settings"] == results["one"]["settings"]
+    assert results["two"]["settings"] == {**results["one"]["settings"], "processes": 2}
     assert results["two"]["protocol"] == {**results["one"]["protocol"], "processes": 2}
     block = methods_of(results["two"])["dynamic_bn"]
     assert [its["images"] for its in (block["clean"], *block["cells"].values())] == [TEST_IMAGES] * cells

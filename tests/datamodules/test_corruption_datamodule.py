@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datamodule_helpers import CORRUPTIONS, Recorder, make_data, random_images, run_test, trainer
+from lightning.pytorch.trainer.connectors.data_connector import warning_cache
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -181,6 +182,7 @@ class WithHook(Recorder):
 
 def test_the_users_own_transfer_hook_still_runs() -> None:
     module = WithHook()
+    warning_cache.clear()  # Lightning says it once in a process, and another test may have heard it
     with pytest.warns(UserWarning, match="on_after_batch_transfer"):
         trainer().test(module, datamodule=make_data(), verbose=False)
     assert all(batch[0].min() >= 10 for batch, *_ in module.batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from dynbn_lightning.reporting import (
     read_results,
     write_results,
 )
-from dynbn_lightning.reporting.comparison import usual_baseline
+from dynbn_lightning.reporting.comparison import find_baseline, shared_cells, usual_baseline
 
 
 def entry_of(comparison: Comparison, method: str, stream: str = "mixed") -> Entry:
@@ -189,6 +190,53 @@ def test_the_source_of_another_folder_is_of_the_same_weights_and_images(tmp_path
     write_results(results, tmp_path / "without")
     *_, tent = Comparison.read([tmp_path / "with", tmp_path / "without"]).entries
     assert Comparison((source, tent), {}).source_of(tent) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split", "validation"),
+        ("limit_batches", 3),
+        ("normalization", {"mean": [0.0], "std": [1.0]}),
+        ("precision", "bf16-mixed"),
+        ("images_fingerprint", "i"),
+    ],
+)
+def test_no_source_is_lent_that_saw_other_images(tmp_path: Path, key: str, value: Any) -> None:
+    write_made_up_results(tmp_path / "with", skills={"source": 1.0}, fingerprint="f")
+    write_made_up_results(tmp_path / "without", skills={"tent": 1.5}, fingerprint="f", split="test")
+    source, tent = (comparison := Comparison.read([tmp_path / "with", tmp_path / "without"])).entries
+    assert comparison.source_of(tent) is source, "what neither says is no difference"
+    write_made_up_results(tmp_path / "without", skills={"tent": 1.5}, fingerprint="f", **{key: value})
+    source, tent = (comparison := Comparison.read([tmp_path / "with", tmp_path / "without"])).entries
+    assert comparison.source_of(tent) is None
+    write_made_up_results(tmp_path / "with", skills={"source": 1.0}, fingerprint="f", **{key: value})
+    source, tent = (comparison := Comparison.read([tmp_path / "with", tmp_path / "without"])).entries
+    assert comparison.source_of(tent) is source
+
+
+@pytest.mark.parametrize("interrupted", ["source", "oracle"])
+def test_what_is_unfinished_is_not_compared(tmp_path: Path, interrupted: str) -> None:
+    results = write_made_up_results(tmp_path)
+    results["runs"][0]["methods"][interrupted]["unfinished"] = True
+    write_results(results, tmp_path)
+    comparison = Comparison.read([tmp_path])
+    source, oracle = entry_of(comparison, "source"), entry_of(comparison, "oracle")
+    assert comparison.source_of(oracle) is (None if interrupted == "source" else source)
+    assert difference(oracle, source) is clean_difference(oracle, source) is None
+    assert shared_cells(oracle, source) == frozenset()
+
+
+def test_an_unfinished_source_is_no_baseline(tmp_path: Path) -> None:
+    results = write_made_up_results(tmp_path, places=(("mixed", 200), ("sequential", 200)))
+    results["runs"][0]["methods"]["source"]["unfinished"] = True
+    write_results(results, tmp_path)
+    baseline = find_baseline(tmp_path)
+    assert baseline.clean == results["runs"][1]["methods"]["source"]["clean"]["error"], "another stream's is finished"
+    results["runs"][1]["methods"]["source"]["unfinished"] = True
+    write_results(results, tmp_path)
+    with pytest.raises(DataError, match="unfinished"):
+        find_baseline(tmp_path)
 
 
 @pytest.mark.parametrize(

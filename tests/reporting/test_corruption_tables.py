@@ -16,6 +16,7 @@ from dynbn_lightning.reporting import Comparison, Entry, read_results, write_res
 from dynbn_lightning.reporting.corruption_table import corruption_tables
 from dynbn_lightning.reporting.latex import escaped, latex_document
 from dynbn_lightning.reporting.markdown import markdown_document
+from dynbn_lightning.reporting.wording import protocols_of
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -223,6 +224,33 @@ def test_folders_stand_side_by_side_where_the_data_is_one(tmp_path: Path) -> Non
     caption = re.findall(r"\\caption\{(.*)\}", latex_document(comparison))[0]
     assert "one: resnet20 on cifar10" in caption
     assert r"two: other\_model on cifar10" in caption
+
+
+def test_other_images_stand_in_another_table(tmp_path: Path) -> None:
+    write_made_up_results(tmp_path / "one", split="test", limit_batches="all")
+    write_made_up_results(tmp_path / "two")
+    write_made_up_results(tmp_path / "three", split="validation")
+    write_made_up_results(tmp_path / "four", limit_batches=3)
+    comparison = Comparison.read([tmp_path / name for name in ("one", "two", "three", "four")])
+    assert [len(table.entries) for table in corruption_tables(comparison)] == [6, 3, 3]
+
+
+def test_the_images_are_those_that_were_counted(tmp_path: Path) -> None:
+    results = write_made_up_results(tmp_path, images=12, test_images=500, limit_batches=2)
+    (words,) = protocols_of(Comparison.read([tmp_path]).entries)
+    assert "12 test images in each cell, at most 2 batches, seed 0" in words
+    methods = results["runs"][0]["methods"]
+    methods["oracle"]["cells"]["fog/1"]["images"] = 7
+    methods["dynamic_bn/soft"] |= {"unfinished": True, "clean": {**methods["source"]["clean"], "images": 3}}
+    results["protocol"] |= {"split": "validation", "limit_batches": 0.25, "processes": 2}
+    write_results(results, tmp_path)
+    (words,) = protocols_of(Comparison.read([tmp_path]).entries)
+    assert "7 to 12 held-out training images in each cell, at most 25 % of the batches in each of 2 processes" in words
+    assert "12 test images" not in words
+    for block in methods.values():
+        block["unfinished"] = True
+    write_results(results, tmp_path)
+    assert "images" not in protocols_of(Comparison.read([tmp_path]).entries)[0], "none was shown all of its"
 
 
 def test_interrupted_results_have_no_means_and_say_what_is_missing(tmp_path: Path) -> None:

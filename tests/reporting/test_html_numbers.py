@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from html_folders import GAINS, PROTOCOL, make_folder
@@ -11,10 +13,14 @@ from html_tree import Node, entry_of, page_of, rows_of, tables_of
 from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.corruptions.cells import cells_of
 from dynbn_lightning.metrics import BASELINES, mean_corruption_error
-from dynbn_lightning.reporting.comparison import difference
-from dynbn_lightning.reporting.html.places import best_of
+from dynbn_lightning.reporting.comparison import Comparison, difference
+from dynbn_lightning.reporting.html.curves import measured_on
+from dynbn_lightning.reporting.html.detection import oracle_of, oracle_table
+from dynbn_lightning.reporting.html.methods import gains_of, mean_gain
+from dynbn_lightning.reporting.html.places import best_of, places_of
 from dynbn_lightning.reporting.html.table import gain, number, points
-from dynbn_lightning.reporting.results import errors
+from dynbn_lightning.reporting.records import ImageRecords
+from dynbn_lightning.reporting.results import errors, read_results, write_results
 
 FEW = (Cell.clean(), *cells_of(("gaussian_noise", "fog"), (1, 3, 5)))
 
@@ -166,6 +172,114 @@ def test_detection_rows_and_gaps_to_the_oracle(tmp_path: Path) -> None:
     tree, _ = page_of(make_folder(tmp_path / "without", images=10, cells=FEW, methods=without))
     assert "--methods …,oracle" in tree.text
     assert not tables_of(tree, "Detected against known")
+
+
+def change(folder: Path, **changes: Mapping[str, Any]) -> Path:
+    """Change blocks of the first place, by method, `/` written as two underscores."""
+    results = read_results(folder)
+    for method, its in changes.items():
+        results["runs"][0]["methods"][method.replace("__", "/")] |= its
+    write_results(results, folder)
+    return folder
+
+
+def test_an_unfinished_method_is_not_compared(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, images=20, cells=FEW)
+    change(folder, dynamic_bn__calibrated={"unfinished": True}, oracle={"unfinished": True})
+    tree, comparison = page_of(folder)
+    best = best_of(comparison.entries)
+    assert best is not None
+    assert best.method == "dynamic_bn"
+    assert "among 4 methods" in tree.of_class("facts")[0].text
+    shown = rows_of(tables_of(tree, "Methods on")[0])
+    assert [cell.text for cell in shown["dynamic_bn/calibrated (unfinished)"][1:3]] == ["–", "–"]
+    assert shown["dynamic_bn"][1].text != "–"
+    named = [table.one("caption").text.split(",")[0] for table in tree.of_class("heat-map")]
+    assert named == ["dynamic_bn", "batch_stats", "tent", "dynamic_bn/hard", "oracle/calibrated"]
+    assert list(rows_of(tables_of(tree, "Detected against known")[0])) == ["dynamic_bn"]
+    unfinished = entry_of(comparison, "dynamic_bn/calibrated")
+    assert mean_gain(unfinished, entry_of(comparison, "source")) is None
+    assert set(gains_of(unfinished, entry_of(comparison, "source")).values()) == {None}
+
+
+def test_an_unfinished_source_is_not_compared_with(tmp_path: Path) -> None:
+    folder = change(make_folder(tmp_path, images=20, cells=FEW), source={"unfinished": True})
+    tree, _ = page_of(folder)
+    facts = [term.text for term in tree.of_class("facts")[0].all("dt")]
+    assert facts == ["dynamic_bn/calibrated", "On clean images"]
+    assert "source" not in tree.of_class("facts")[0].text
+    assert not tree.of_class("heat-map")
+    (table,) = tables_of(tree, "Methods on")
+    headings = [heading.text for heading in table.one("thead").all("th")]
+    assert not {"against source, points", "time", "memory"} & set(headings)
+    assert "source (unfinished)" in rows_of(table)
+
+
+def test_there_is_no_gain_over_other_images(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, images=20, cells=FEW, methods={"source": 0.0, "tent": 0.1})
+    file = folder / read_results(folder)["runs"][0]["methods"]["tent"]["records"]
+    records, about = ImageRecords.load(file)
+    ImageRecords(**{**vars(records), "indices": records.indices + 1}).save(file, about)
+    tree, _ = page_of(folder)
+    assert "Difference" not in [term.text for term in tree.all("dt")]
+    assert "a change of" not in tree.of_class("facts")[0].text
+    assert not tree.of_class("heat-map")
+    assert "against source, points" not in tables_of(tree, "Methods on")[0].text
+
+
+def test_costs_are_compared_on_the_same_hardware_of_one_folder(tmp_path: Path) -> None:
+    methods = {"source": 0.0, "tent": 0.05, "ema": 0.06}
+    protocol = {**PROTOCOL, "fingerprint": "f"}
+    one = make_folder(tmp_path / "one", images=20, cells=FEW, methods=methods, protocol=protocol)
+    change(one, source={"hardware": "a"}, tent={"hardware": "a"}, ema={"hardware": "b"})
+    other = make_folder(tmp_path / "other", images=20, cells=FEW, methods={"few_shot": 0.1}, protocol=protocol)
+    change(other, few_shot={"hardware": "a"})
+    tree, comparison = page_of(one, other)
+    shown = rows_of(tables_of(tree, "Methods on")[0])
+    assert shown["other: few_shot"][1].text != "–", "the same images"
+    assert [nodes[-2].text for nodes in shown.values()] == ["1.0×", "1.6×", "–", "–"]
+    source, tent, ema, few_shot = comparison.entries
+    assert measured_on([source, tent]) == "measured on a"
+    assert measured_on([source, tent, ema]) == "measured on different machines: a; b"
+    del few_shot.block["hardware"]
+    assert measured_on([few_shot]) == "measured on 2 cores of a Xeon"
+
+
+def test_a_copy_is_marked_and_the_images_are_named(tmp_path: Path) -> None:
+    protocol = {**PROTOCOL, "split": "validation", "limit_batches": 4}
+    folder = make_folder(tmp_path, images=20, cells=FEW, methods={"source": 0.0, "tent": 0.1}, protocol=protocol)
+    tree, _ = page_of(change(folder, tent={"same_as": "sequential"}))
+    assert "20 held-out training images, at most 4 batches in" in tree.of_class("summary")[0].text
+    assert "test images" not in tree.of_class("summary")[0].text
+    assert "tent (as on sequential)" in rows_of(tables_of(tree, "Methods on")[0])
+
+
+@pytest.mark.parametrize(
+    ("bank", "oracle"),
+    [
+        (None, "oracle/calibrated"),
+        ({"calibrated": True, "refined": False}, "oracle/calibrated"),
+        ({"calibrated": False, "refined": False}, "oracle"),
+        ({"calibrated": True, "refined": True}, None),
+    ],
+)
+def test_the_oracle_has_the_same_rows_of_statistics(
+    tmp_path: Path, bank: dict[str, bool] | None, oracle: str | None
+) -> None:
+    methods = {"dynamic_bn": 0.1, "oracle": 0.11, "oracle/calibrated": 0.12}
+    folder = make_folder(tmp_path, images=10, cells=FEW, methods=methods)
+    settings = {"DynamicBNCallback": {} if bank is None else {"bank": {"fingerprint": "b", **bank}}}
+    comparison = Comparison.read([change(folder, dynamic_bn={"settings": settings})])
+    its = oracle_of(comparison, entry_of(comparison, "dynamic_bn"))
+    assert (None if its is None else its.method) == oracle
+    change(folder, dynamic_bn={"refined": True})
+    (table,) = places_of(comparison := Comparison.read([folder]))
+    assert oracle_table(comparison, table) is None
+
+
+def test_without_a_calibrated_oracle_the_plain_one_stands_for_a_bank_of_which_nothing_is_said(tmp_path: Path) -> None:
+    comparison = Comparison.read([make_folder(tmp_path, images=10, methods={"dynamic_bn": 0.1, "oracle": 0.11})])
+    assert oracle_of(comparison, comparison.entries[0]) is comparison.entries[1]
 
 
 def test_several_folders_are_told_apart_and_each_has_its_own_source(tmp_path: Path) -> None:

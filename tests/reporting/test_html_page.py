@@ -14,6 +14,8 @@ from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.corruptions.cells import cells_of
 from dynbn_lightning.reporting.comparison import Comparison
 from dynbn_lightning.reporting.html import write_html
+from dynbn_lightning.reporting.html.curves import severity_charts
+from dynbn_lightning.reporting.results import read_results, write_results
 
 FEW = (Cell.clean(), *cells_of(("gaussian_noise", "fog"), (1, 5)))
 METHODS = {"source": 0.0, "tent": 0.06, "dynamic_bn/calibrated": 0.12, "oracle/calibrated": 0.14}
@@ -121,6 +123,20 @@ def test_every_key_of_the_protocol_and_every_setting_is_there(tree: Node) -> Non
     assert set(METHODS) | {"DynamicBNCallback", "mixing", "blend"} <= names
     for said in ("0.491, 0.482, 0.447", "methods with state begin anew", "2.6.0", "2 cores of a Xeon", "none"):
         assert said in protocol.text
+
+
+def test_charts_say_what_they_are_of_and_leave_out_what_is_unfinished(tree: Node, tmp_path: Path) -> None:
+    captions = [caption.text for caption in tree.all("figcaption") if "predicted class" in caption.text]
+    assert len(captions) == 2
+    assert all("over all images together, clean ones too" in caption for caption in captions)
+    folder = make_folder(tmp_path, images=10, methods={"source": 0.0, "tent": 0.06, "ema": 0.1}, cells=FEW)
+    results = read_results(folder)
+    results["runs"][0]["methods"]["tent"]["unfinished"] = True
+    write_results(results, folder)
+    (chart,) = severity_charts(Comparison.read([folder]))
+    assert "EMA" in str(chart.svg)
+    assert "TENT" not in str(chart.svg)
+    assert "10 test images" in chart.caption, "as many as were counted, not the 200 of the protocol"
 
 
 def test_without_matplotlib_everything_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

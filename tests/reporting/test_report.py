@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import subprocess
 import sys
 import textwrap
@@ -17,13 +18,15 @@ import dynbn_lightning.reporting.html
 from dynbn_lightning.corruptions.cells import Cell
 from dynbn_lightning.errors import DataError, OutputError
 from dynbn_lightning.metrics import paired_bootstrap
-from dynbn_lightning.reporting import Comparison, ImageRecords, write_report, write_results
+from dynbn_lightning.metrics.bootstrap import _image_counts
+from dynbn_lightning.reporting import Comparison, ImageRecords, difference, write_report, write_results
+from dynbn_lightning.reporting.comparison import forget
 
 FILES = ["results.csv", "results.md", "results.tex", "report.html"]
 COLUMNS = [
     *("model", "source", "stream", "batch_size", "method", "corruption", "severity", "images"),
     *("accuracy", "error", "top5_accuracy", "nll", "calibration_error", "accuracy_lower", "accuracy_upper"),
-    *("gain_over_source", "gain_lower", "gain_upper", "seed"),
+    *("gain_over_source", "gain_lower", "gain_upper", "seed", "same_as"),
 ]
 
 
@@ -181,6 +184,52 @@ def test_interrupted_results_are_reported_as_far_as_they_went(tmp_path: Path) ->
     assert rows_of(tmp_path / "results.csv") == []
     for name in ("results.md", "results.tex"):
         assert "Missing: oracle on the mixed stream." in (tmp_path / name).read_text()
+
+
+def test_there_is_no_gain_over_other_images(tmp_path: Path) -> None:
+    results = write_made_up_results(tmp_path)
+    block = results["runs"][0]["methods"]["oracle"]
+    records, about = ImageRecords.load(tmp_path / block["records"])
+    moved = torch.where(records.cells == Cell.parse("fog/3").code, 1000, 0)
+    ImageRecords(**{**vars(records), "indices": records.indices + moved}).save(tmp_path / block["records"], about)
+    write_report([tmp_path], tmp_path)
+    rows = [row for row in rows_of(tmp_path / "results.csv") if row["method"] == "oracle"]
+    assert {f"{row['corruption']}/{row['severity']}" for row in rows if row["gain_over_source"] == ""} == {"fog/3"}
+
+
+def test_copied_numbers_say_whose_they_are(tmp_path: Path) -> None:
+    results = write_made_up_results(tmp_path, places=(("mixed", 200), ("sequential", 200)))
+    results["runs"][1]["methods"]["source"] = {**results["runs"][0]["methods"]["source"], "same_as": "mixed"}
+    write_results(results, tmp_path)
+    write_report([tmp_path], tmp_path)
+    for row in rows_of(tmp_path / "results.csv"):
+        copied = (row["stream"], row["method"]) == ("sequential", "source")
+        assert row["same_as"] == ("mixed" if copied else "")
+    assert (tmp_path / "results.md").read_text().count("| source (as on mixed) |") == 2
+    assert (tmp_path / "results.tex").read_text().count("source (as on mixed) &") == 1
+
+
+def alive() -> int:
+    gc.collect()
+    return sum(type(one) is ImageRecords for one in gc.get_objects())
+
+
+def test_nothing_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_made_up_results(tmp_path)
+    forget()  # what other tests left
+    before = alive()
+    write_report([tmp_path], tmp_path)
+    assert alive() == before
+    assert _image_counts.cache_info().currsize == 0
+
+    def fails(*args: Any) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr("dynbn_lightning.reporting.report.latex_document", fails)
+    with pytest.raises(OutputError, match="no room"):
+        write_report([tmp_path], tmp_path)
+    assert _image_counts.cache_info().currsize == 0
+    assert difference.cache_info().currsize == 0
 
 
 def test_files_are_whole_or_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

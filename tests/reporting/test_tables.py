@@ -78,6 +78,22 @@ def test_markdown_table_has_severities_costs_and_needs() -> None:
     ]
 
 
+def test_costs_are_of_the_same_hardware_and_copies_are_marked() -> None:
+    def timed(hardware: str | None, time: float, **more: Any) -> dict[str, Any]:
+        return block(0.9, {"fog/1": 0.8}, ms_per_image=time, hardware=hardware, **more)
+
+    mixed = {"source": timed("a", 2.0), "tent": timed("b", 9.0), "ema": timed("a", 3.0), "few_shot": timed(None, 3.0)}
+    sequential = {"source": timed("b", 4.5, same_as="mixed"), "tent": timed("b", 9.0)}
+    rows = lines_of(markdown_table(results(("mixed", 8, mixed))))[2:]
+    assert [row[-1] for row in rows] == ["1.0x", "-", "1.5x", "-"]
+    rows = lines_of(markdown_table(results(("mixed", 8, mixed), ("sequential", 8, sequential))))[2:]
+    assert [row[-1] for row in rows] == ["1.0x", "2.0x", "1.5x", "-", "1.0x", "2.0x"]
+    assert [row[2] for row in rows[4:]] == ["source (as on mixed)", "tent"]
+    mixed["source"]["unfinished"] = True
+    rows = lines_of(markdown_table(results(("mixed", 8, mixed))))
+    assert "time" not in rows[0]
+
+
 def test_no_means_over_other_cells_than_the_others() -> None:
     methods = {
         "source": block(0.9, {"fog/1": 0.8, "snow/1": 0.6, "fog/5": 0.5, "snow/5": 0.3}),

@@ -133,7 +133,7 @@ def _caption(protocol: dict[str, Any], stream: str, batch_size: int) -> str:
     seeds = protocol.get("seeds", protocol.get("seed"))
     parts = [
         " on ".join(str(protocol[key]) for key in ("model", "source") if key in protocol),
-        f"{protocol['test_images']} test images" if "test_images" in protocol else "",
+        f"{protocol['test_images']} test images" if protocol.get("test_images") else "",
         f"{stream} stream",
         f"batch size {batch_size}",
         ""

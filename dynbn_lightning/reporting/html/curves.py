@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynbn_lightning.errors import DataError
-from dynbn_lightning.reporting.comparison import Comparison, Entry
+from dynbn_lightning.reporting.comparison import Comparison, Entry, data_used
 from dynbn_lightning.reporting.figures import cost_figure, severity_figure
 from dynbn_lightning.reporting.figures.severity import mean_by_severity
 from dynbn_lightning.reporting.html.charts import NARROW, Chart, draw_chart
 from dynbn_lightning.reporting.html.places import mean_of, places_of
+from dynbn_lightning.reporting.wording import image_counts
 
 
 def severity_charts(comparison: Comparison) -> list[Chart]:
@@ -18,7 +19,7 @@ def severity_charts(comparison: Comparison) -> list[Chart]:
     charts = []
     for number, place in enumerate(places_of(comparison)):
         for part, entries in enumerate(place.folders().values()):
-            drawn = [entry for entry in entries if _has_means(entry)]
+            drawn = [entry for entry in entries if _has_means(entry) and not entry.is_unfinished]
             if drawn:
                 charts.append(_severity_chart(drawn, f"severity-{number}-{part}"))
     return charts
@@ -31,7 +32,11 @@ def _severity_chart(entries: Sequence[Entry], name: str) -> Chart:
         "batch_size": first.batch_size,
         "methods": {entry.method: entry.block for entry in entries},
     }
-    results: dict[str, Any] = {"protocol": first.protocol, "runs": [run]}
+    protocol = {key: value for key, value in first.protocol.items() if key != "test_images"}
+    counts = image_counts(entries)
+    if len(counts) == 1 and data_used(first.protocol)[0] == "test":
+        protocol["test_images"] = counts[0]
+    results: dict[str, Any] = {"protocol": protocol, "runs": [run]}
     return draw_chart(lambda: severity_figure(results, width=NARROW), name, "Top-1 accuracy against severity")
 
 
@@ -47,22 +52,31 @@ def cost_charts(comparison: Comparison) -> list[Chart]:
     charts = []
     for number, place in enumerate(places_of(comparison)):
         for part, entries in enumerate(place.folders().values()):
-            methods = {
-                entry.method: (float(time), accuracy)
+            drawn = [
+                entry
                 for entry in entries
-                if (time := entry.block.get("ms_per_image")) and (accuracy := mean_of(entry)) is not None
-            }
-            if methods:
-                charts.append(_cost_chart(methods, entries[0], place.name, f"cost-{number}-{part}"))
+                if entry.block.get("ms_per_image") and mean_of(entry) is not None and not entry.is_unfinished
+            ]
+            if drawn:
+                charts.append(_cost_chart(drawn, place.name, f"cost-{number}-{part}"))
     return charts
 
 
-def _cost_chart(methods: dict[str, tuple[float, float]], entry: Entry, place: str, name: str) -> Chart:
-    hardware = hardware_of(entry.protocol)
-    caption = ", ".join(filter(None, [entry.title, place, hardware and f"measured on {hardware}"]))
+def _cost_chart(entries: Sequence[Entry], place: str, name: str) -> Chart:
+    methods = {entry.method: (float(entry.block["ms_per_image"]), mean_of(entry) or 0.0) for entry in entries}
+    caption = ", ".join(filter(None, [entries[0].title, place, measured_on(entries)]))
     return draw_chart(
         lambda: cost_figure(methods, caption=caption, width=NARROW), name, "Mean accuracy against time per image"
     )
+
+
+def measured_on(entries: Sequence[Entry]) -> str:
+    """What the times of these methods were measured on, in words; nothing where that isn't known."""
+    found = dict.fromkeys(entry.block.get("hardware") or hardware_of(entry.protocol) for entry in entries)
+    machines = [str(hardware) for hardware in found if hardware]
+    if len(found) > 1:
+        return f"measured on different machines: {'; '.join([*machines, *(['unknown'] if '' in found else [])])}"
+    return f"measured on {machines[0]}" if machines else ""
 
 
 def hardware_of(protocol: dict[str, Any]) -> str:

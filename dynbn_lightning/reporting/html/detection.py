@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry, difference
+from dynbn_lightning.corruptions.cells import Cell
+from dynbn_lightning.reporting.comparison import Comparison, Entry, difference
 from dynbn_lightning.reporting.figures import confusion_figure, reliability_figure
 from dynbn_lightning.reporting.html.charts import NARROW, SQUARE, Chart, draw_chart
 from dynbn_lightning.reporting.html.methods import mean_gain
-from dynbn_lightning.reporting.html.places import Place, best_of, first_places, is_oracle, mean_of
+from dynbn_lightning.reporting.html.places import Place, best_of, finished_source, first_places, is_oracle, mean_of
 from dynbn_lightning.reporting.html.table import Row, Shown, Table, counted, gain, percent, share
 from dynbn_lightning.reporting.records import NOT_DETECTED, ImageRecords
+from dynbn_lightning.reporting.wording import entry_label
 
 ORACLES = {
     "dynamic_bn/hard": "oracle",
     "dynamic_bn/soft": "oracle",
-    "dynamic_bn": "oracle/calibrated",
     "dynamic_bn/calibrated": "oracle/calibrated",
     "dynamic_bn/batch": "oracle/calibrated",
     "dynamic_bn/stream": "oracle/calibrated",
 }
-"""The method that a detecting one would be if it were told the true corruption."""
+"""The method that a detecting one would be if it were told the true corruption; `dynamic_bn`'s depends on its bank."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def detects(entry: Entry) -> bool:
 def detecting(entries: Sequence[Entry]) -> Entry | None:
     """The method whose detector is shown: the best one if it has one, else the first that has."""
     able = [entry for entry in entries if not is_oracle(entry) and detects(entry)]
+    able.sort(key=lambda entry: entry.is_unfinished)
     best = best_of(entries)
     return best if best in able else next(iter(able), None)
 
@@ -90,7 +92,7 @@ def _detector(comparison: Comparison, entry: Entry, entries: Sequence[Entry], na
         f"{percent(float(right.double().mean()))}\u00a0% were detected as their own row, one of {len(records.rows)}."
     )
     return Detector(
-        f"{entry.label}, {entry.stream} stream, batches of {entry.batch_size}",
+        f"{entry_label(entry)}, {entry.stream} stream, batches of {entry.batch_size}",
         sentence,
         draw_chart(
             lambda: confusion_figure(confusion, records.rows, width=SQUARE), f"{name}-confusion", "Confusion of rows"
@@ -146,7 +148,7 @@ def _outcomes_row(entry: Entry, source: Entry | None) -> Row | None:
     for where in (known & right, known & ~right):
         cells.append(_accuracy(records.correct, where))
         cells.append(Shown() if its is None else _accuracy(its, where))
-    return Row(entry.label, cells)
+    return Row(entry_label(entry), cells)
 
 
 def _same_images(records: ImageRecords, source: Entry | None) -> Tensor | None:
@@ -166,21 +168,37 @@ def oracle_table(comparison: Comparison, place: Place) -> Table | None:
     """What each detecting method loses against being told the corruption; None where no oracle was run."""
     rows = []
     for entry in place.entries:
-        oracle = comparison.other(entry, ORACLES.get(entry.method, ""))
-        if oracle is None:
+        oracle = oracle_of(comparison, entry)
+        if oracle is None or oracle.is_unfinished or entry.is_unfinished:
             continue
         paired = difference(oracle, entry)
         gap = gain(mean_gain(oracle, entry), None if paired is None else paired.mean)
-        rows.append(Row(entry.label, [share(mean_of(entry)), Shown(oracle.method), share(mean_of(oracle)), gap]))
+        rows.append(Row(entry_label(entry), [share(mean_of(entry)), Shown(oracle.method), share(mean_of(oracle)), gap]))
     headings = ["method", "mean accuracy, %", "its oracle", "oracle's mean accuracy, %", "oracle ahead by, points"]
     return Table(f"Detected against known corruption on the {place.name}", headings, rows) if rows else None
+
+
+def oracle_of(comparison: Comparison, entry: Entry) -> Entry | None:
+    """What a method would be if it were told the true corruption, with the same rows of statistics; None if not run.
+
+    No oracle has refined rows.
+    """
+    bank = ((entry.block.get("settings") or {}).get("DynamicBNCallback") or {}).get("bank") or {}
+    if entry.block.get("refined") or bank.get("refined"):
+        return None
+    if entry.method != "dynamic_bn":
+        return comparison.other(entry, ORACLES.get(entry.method, ""))
+    calibrated = comparison.other(entry, "oracle/calibrated")
+    if "calibrated" in bank:
+        return calibrated if bank["calibrated"] else comparison.other(entry, "oracle")
+    return calibrated or comparison.other(entry, "oracle")
 
 
 def reliabilities_of(comparison: Comparison) -> list[Reliability]:
     """How reliable the confidences of the source and of the best method are, for each folder."""
     found = []
     for number, entries in enumerate(first_places(comparison).values()):
-        source = next((entry for entry in entries if entry.method == SOURCE), None)
+        source = finished_source(entries)
         charts = [
             _of_predictions(entry, f"reliability-{number}-{place}")
             for place, entry in enumerate((source, best_of(entries)))
@@ -194,12 +212,17 @@ def reliabilities_of(comparison: Comparison) -> list[Reliability]:
 def _of_predictions(entry: Entry, name: str) -> Chart:
     records = entry.records or ImageRecords.of_nothing()
     sure = records.confidences.isfinite()
+    clean = ", clean ones too" if (records.cells[sure] == Cell.clean().code).any() else ""
+    caption = (
+        f"{entry_label(entry)}; this calibration error is over all images together{clean}, that of the table of "
+        "methods the mean of those of the corrupted cells"
+    )
     return draw_chart(
         lambda: reliability_figure(
             records.confidences[sure].clamp(0, 1),
             records.correct[sure],
             what="predicted class",
-            caption=entry.label,
+            caption=caption,
             width=NARROW,
         ),
         name,

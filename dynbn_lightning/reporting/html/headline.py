@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynbn_lightning.metrics import Interval, mean_corruption_error, relative_mean_corruption_error
-from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry, clean_difference, difference
+from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry, clean_difference, difference, shared_cells
 from dynbn_lightning.reporting.html.methods import corruption_error, mean_gain
 from dynbn_lightning.reporting.html.places import (
     best_of,
     clean_of,
+    finished_source,
     first_places,
     is_oracle,
     mean_of,
     places_of,
-    test_images,
 )
 from dynbn_lightning.reporting.html.table import DASH, counted, gain, listed, number, percent, points
+from dynbn_lightning.reporting.wording import images_words, limit_words
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,17 @@ def summary_of(comparison: Comparison) -> str:
         f"{listed(severities)}{' and clean' if clean else ''}"
     )
     where = listed([f"the {name}" for name in _places(comparison)])
-    counts = sorted({count for entry in comparison.entries if (count := test_images(entry)) is not None})
-    images = " or ".join(counted(count, "test image") for count in counts) or "test images"
+    images = " or ".join(dict.fromkeys(_images(comparison, first) for first in firsts))
     runs = f"{len(firsts)} runs compared, with " if len(firsts) > 1 else ""
     seeds = sorted({str(entry.protocol["seed"]) for entry in firsts if "seed" in entry.protocol})
     seed = f", seed {' or '.join(seeds)}" if seeds else ""
     return f"{runs}{counted(len(methods), 'method')} on {where}: {images} in {shown}{seed}."
+
+
+def _images(comparison: Comparison, first: Entry) -> str:
+    """How many images a folder's methods were shown in a cell, and of how many batches at most."""
+    words = images_words([entry for entry in comparison.entries if entry.folder == first.folder]) or "images"
+    return ", ".join(filter(None, [words, limit_words(first.protocol)]))
 
 
 def _places(comparison: Comparison) -> list[str]:
@@ -97,14 +103,14 @@ def headlines_of(comparison: Comparison) -> list[Headline]:
 
 
 def _facts(comparison: Comparison, entries: Sequence[Entry]) -> list[Fact]:
-    source = next((entry for entry in entries if entry.method == SOURCE), None)
+    source = finished_source(entries)
     best = best_of(entries)
     facts = []
     if source is not None:
         over = f"mean over {counted(len(source.block['cells']), 'corrupted cell')}"
         facts.append(Fact("The model as it came", percent(mean_of(source)), "%", f"{SOURCE}: {over}"))
     if best is not None:
-        others = sum(entry.method != SOURCE and not is_oracle(entry) for entry in entries)
+        others = sum(entry.method != SOURCE and not is_oracle(entry) and not entry.is_unfinished for entry in entries)
         about = f"the highest mean in this table among {counted(others, 'method')} that are not told the corruption"
         facts.append(Fact(best.method, percent(mean_of(best)), "%", about if others > 1 else "the only such method"))
         if source is not None and mean_gain(best, source) is not None:
@@ -121,7 +127,8 @@ def _facts(comparison: Comparison, entries: Sequence[Entry]) -> list[Fact]:
 
 def _clean(chosen: Entry, source: Entry | None) -> list[Fact]:
     about = chosen.method
-    if source is not None and source is not chosen and clean_of(source) is not None and clean_of(chosen) is not None:
+    both = source is not None and None not in (clean_of(source), clean_of(chosen))
+    if source is not None and source is not chosen and both and "clean" in shared_cells(chosen, source):
         paired = clean_difference(chosen, source)
         change = points((clean_of(chosen) or 0.0) - (clean_of(source) or 0.0))
         interval = f" (95\u00a0% interval {_bounds(paired)})" if paired is not None else ""

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry, difference
+from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry, difference, shared_cells
 from dynbn_lightning.reporting.html.methods import gains_of, mean_gain
 from dynbn_lightning.reporting.html.places import best_of, places_of
 from dynbn_lightning.reporting.html.table import DASH, Shown, gain, points
+from dynbn_lightning.reporting.wording import entry_label
 
 LEAST_SCALE = 0.05
 """Differences are not made to look large: the strongest colour is at 5 points or more."""
@@ -71,14 +72,14 @@ def heat_maps_of(comparison: Comparison) -> HeatMaps:
     for place in places_of(comparison):
         for entry in place.entries:
             source = comparison.source_of(entry)
-            if source is not None and entry.method != SOURCE and entry.block["cells"]:
+            if source is not None and entry.method != SOURCE and shared_cells(entry, source) - {"clean"}:
                 pairs.append((entry, source, place.name))
     values = sorted(abs(value) for entry, source, _ in pairs for value in gains_of(entry, source).values() if value)
     scale = max(LEAST_SCALE, values[int(SHARE_ON_SCALE * (len(values) - 1))] if values else 0.0)
     best = best_of(places_of(comparison)[0].entries) if pairs else None
     best = best if any(entry is best for entry, *_ in pairs) else pairs[0][0] if pairs else None
     maps = [
-        _heat_map(entry, source, f"{entry.label}, {place}", scale, is_open=entry is best)
+        _heat_map(entry, source, f"{entry_label(entry)}, {place}", scale, is_open=entry is best)
         for entry, source, place in pairs
     ]
     return HeatMaps(sorted(maps, key=lambda one: not one.is_open), points(scale).lstrip("+"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dynbn_lightning.reporting.comparison import SOURCE, Comparison, Entry
 
@@ -61,7 +60,8 @@ def all_cells(entries: Sequence[Entry]) -> frozenset[str]:
 
 
 def best_of(entries: Sequence[Entry]) -> Entry | None:
-    """The highest mean among these methods, without oracles and the source, of those that have all cells."""
+    """The highest mean among these methods, without oracles and the source, of those finished that have all cells."""
+    entries = [entry for entry in entries if not entry.is_unfinished]
     cells = all_cells(entries)
     able = [
         entry
@@ -83,9 +83,6 @@ def first_places(comparison: Comparison) -> dict[Path, tuple[Entry, ...]]:
     return found
 
 
-def test_images(entry: Entry) -> int | None:
-    """How many different images were shown in a cell."""
-    numbers: list[Any] = [cell.get("images") for cell in entry.block["cells"].values()]
-    if entry.block.get("clean"):
-        numbers.append(entry.block["clean"].get("images"))
-    return max((count for count in numbers if count is not None), default=None)
+def finished_source(entries: Sequence[Entry]) -> Entry | None:
+    """The source among the entries of a folder and place; None if it wasn't run to its end."""
+    return next((entry for entry in entries if entry.method == SOURCE and not entry.is_unfinished), None)

@@ -79,7 +79,8 @@ WORDS = (
     Word(
         "Time and memory",
         "Milliseconds per image and the most memory of a step, as multiples of the source's on the same stream in "
-        "batches of the same size, on the same machine.",
+        "batches of the same size, of the same results and on the same hardware, as far as that is noted; a dash where "
+        "the source was not measured there.",
         "",
     ),
 )
