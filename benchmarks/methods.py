@@ -211,7 +211,7 @@ def second_table(options: argparse.Namespace, found: dict[Task, dict[str, Any]])
         line = [method]
         for stream, size in wanted:
             block = found[method, "mixed" if METHODS[method].by_image else stream, size, (5,)]
-            line.append(f"{percent(block['mean'])} ({percent(block['clean'])})")
+            line.append(f"{percent(block['mean']['accuracy'])} ({percent(block['clean']['accuracy'])})")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -189,6 +189,9 @@ def assert_as_of_one(two: Path, one: Path, stream: Any, repeated: int) -> None:
     assert [(its["hooks"], its["there"]) for its in witnesses] == [(0, True), (0, True)]
 
     results = {name: read_results(report) for name, report in reports.items()}
+    for its in results.values():  # each process of two has its share of the threads
+        for said in (its["protocol"], *its["runs"][0]["methods"].values()):
+            assert "threads" in said.pop("hardware")
     assert results["two"]["runs"] == results["one"]["runs"]
     assert results["two"]["settings"] == {**results["one"]["settings"], "processes": 2}
     assert results["two"]["protocol"] == {**results["one"]["protocol"], "processes": 2}
