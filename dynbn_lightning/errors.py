@@ -22,6 +22,10 @@ class DataError(DynBNError, ValueError):
     """A data source that is missing, empty or not what it was said to be."""
 
 
+class UnreadableImageError(DataError):
+    """An image whose file is broken or missing; what may be left out with `on_error="skip"`."""
+
+
 class CheckpointError(DynBNError, ValueError):
     """A checkpoint that is missing, unreadable or of another model."""
 
@@ -48,6 +52,14 @@ class MethodError(DynBNError, ValueError):
 
 class ReportError(DynBNError, RuntimeError):
     """A report that cannot be made of what there is to see."""
+
+
+class RankError(DynBNError, RuntimeError):
+    """Another process of the run has failed, so that this one cannot go on."""
+
+
+class ConfigError(DynBNError, ValueError):
+    """A YAML file or command line that does not say what to run, or says it wrongly."""
 
 
 class OutputError(DynBNError, OSError):

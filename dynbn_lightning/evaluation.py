@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from dynbn_lightning.batchnorm import SOURCE_ROW, BNStatsBank, QuantileBank, find_batchnorm_layers, fingerprints
+from dynbn_lightning.batchnorm.ranks import do_on_first_rank
 from dynbn_lightning.callbacks.frozen_detector import load_detector
 from dynbn_lightning.callbacks.protocol import (
     common_settings,
@@ -35,6 +37,7 @@ from dynbn_lightning.methods import (
     needed_quantiles,
 )
 from dynbn_lightning.pieces import run_method, run_piece, settings_of_method
+from dynbn_lightning.processes import prepare, start_processes_of
 from dynbn_lightning.progress import progress_bar
 from dynbn_lightning.reporting import Piece, ResultsFolder
 
@@ -78,6 +81,10 @@ def evaluate(
     was interrupted goes on, where it carries nothing over, from where it was. Results of other methods that are there
     already, made with the same settings, stay beside them. `reporting.write_report` makes tables and pictures of it.
 
+    With `devices=` and `num_nodes=` for more than one process, each runs the program that calls this, up to here, and
+    all return the same results; batches are dealt to them in turn, so that the numbers are those of one process (of
+    TENT, see there). What one of several processes had done of a method is not gone on from.
+
     Args:
         model: the classifier; as it was afterwards.
         data: its test images are shown in each of its cells and clean; not changed, whatever its own stream.
@@ -90,7 +97,7 @@ def evaluate(
         output: folder to write results to and to go on from.
         about: what the protocol should say besides, such as the model's name and checkpoint.
         progress: show a progress bar.
-        **trainer_options: for the Trainer, `accelerator="cuda"` for instance.
+        **trainer_options: for the Trainer, `accelerator="cuda", devices=8` for instance.
 
     Returns:
         Results as `output/results.json` has them (docs/reports.md): accuracies from 0 to 1 by method and cell, and
@@ -123,47 +130,52 @@ def evaluate(
     with quiet_lightning():
         trainer = bare_trainer(**trainer_options)
     if trainer.world_size > 1:
-        raise DataError(
-            f"evaluate runs in one process, and these Trainer options make {trainer.world_size}: for several use "
-            "Trainer(callbacks=[..., CorruptionReportCallback(DIR)])"
-        )
+        start_processes_of(trainer)  # from here on each of them does the same
+    prepare(data, trainer.local_rank)
     num_images = len(data.test_images)  # opened here, so that all copies of the datamodule share them
     pieces = [Piece(stream, size, name) for size in batch_sizes for stream in streams for name in methods]
-    folder = ResultsFolder(None if output is None else Path(output))
+    folder = ResultsFolder(Path(output) if output is not None and trainer.is_global_zero else None)
     device = next((parameter.device for parameter in model.parameters()), None)
     runs_on = trainer.strategy.root_device
     try:
-        folder.begin(_settings(model, data, tools, trainer, trainer_options), protocol(model, data, tools))
+        do_on_first_rank(
+            lambda: folder.begin(_settings(model, data, tools, trainer, trainer_options), protocol(model, data, tools))
+        )
         folder.say(hardware=hardware(runs_on), **(about or {}))
-        pending = [piece for piece in pieces if folder.block(piece) is None]
+        pending = do_on_first_rank(lambda: [piece for piece in pieces if folder.block(piece) is None])
         if needed_quantiles([piece.method for piece in pending], bank, quantiles):
             tools = Tools(bank, detector, _clean_quantiles(model, data, bank, runs_on, progress=progress))
         folder.say(quantiles=_described_quantiles(tools.quantiles))
-        for piece in pieces:
-            if piece in pending or METHODS[piece.method].quantiles == "none" or tools.quantiles is not None:
-                folder.check(piece, settings_of_method(piece.method, tools))
-        with quiet_lightning(), progress_bar(shown=progress) as bar:
+        do_on_first_rank(lambda: _check_pieces(folder, pieces, pending, tools))
+        with quiet_lightning(), progress_bar(shown=progress and trainer.is_global_zero) as bar:
             _rehearse(model, data, pending, tools, trainer_options)
-            steps = {size: -(-num_images * len(data.cells) // size) for size in batch_sizes}
+            shown = {size: -(-num_images * len(data.cells) // size) for size in batch_sizes}
+            steps = {size: -(-batches // trainer.world_size) for size, batches in shown.items()}
             task = bar.add_task("evaluate", total=sum(steps[piece.batch_size] for piece in pieces))
             for place, piece in enumerate(pieces):
                 first = piece._replace(stream=streams[0])
-                if folder.block(piece) is None:
+                if piece in pending:
                     bar.update(task, description=str(piece))
-                    missing = [later for later in pieces[place:] if folder.block(later) is None]
+                    missing = [later for later in pieces[place:] if later in pending]
                     if METHODS[piece.method].by_image and piece != first:
                         folder.add(piece, {**(folder.block(first) or {}), "same_as": first.stream})
                     else:
                         run_piece(
                             model, data, piece, tools, folder, missing, lambda n: bar.advance(task, n), trainer_options
                         )
-                    folder.write(missing[1:])
+                    do_on_first_rank(partial(folder.write, missing[1:]))
                 bar.update(task, completed=sum(steps[done.batch_size] for done in pieces[: place + 1]))
-        folder.write()
+        do_on_first_rank(folder.write)
     finally:
         folder.close()
         model.to(device)  # Lightning leaves it on the CPU
-    return folder.results
+    return do_on_first_rank(lambda: folder.results)
+
+
+def _check_pieces(folder: ResultsFolder, pieces: Sequence[Piece], pending: Sequence[Piece], tools: Tools) -> None:
+    for piece in pieces:
+        if piece in pending or METHODS[piece.method].quantiles == "none" or tools.quantiles is not None:
+            folder.check(piece, settings_of_method(piece.method, tools))
 
 
 def _settings(
@@ -174,7 +186,7 @@ def _settings(
     trainer_options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides the numbers: results with other settings don't stand in one folder."""
-    said_already = ("accelerator", "precision", "limit_test_batches", "devices")
+    said_already = ("accelerator", "precision", "limit_test_batches", "devices", "num_nodes", "strategy")
     return {
         **common_settings(model, data, trainer, "test", trainer.strategy.root_device),
         "bank": None if tools.bank is None else described_bank(tools.bank)["fingerprint"],

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.datamodules import CorruptionDataModule
 from dynbn_lightning.datamodules.batches import corrupt_pixels
-from dynbn_lightning.datamodules.streams import make_loader
+from dynbn_lightning.datamodules.released_images import is_of_released_set
+from dynbn_lightning.datamodules.skipping import check_batch
+from dynbn_lightning.datamodules.streams import make_loader, pairs_of
 from dynbn_lightning.detection import log_amplitude_spectrum, opponent_channels
 from dynbn_lightning.errors import DataError, DetectorError, first_few
 from dynbn_lightning.files import check_output_folder, whole_file
@@ -139,7 +141,7 @@ def look_at_images(
         task = bar.add_task("looking at images", total=count * len(data.cells))
         for cell in data.cells:
             bar.update(task, description=cell.name)
-            sums = []
+            sums, looked_at = [], 0
             for pixels in _pixels_in(cell, data, chosen, device):
                 sums.append(log_amplitude_spectrum(opponent_channels(pixels)[:, :1]).double().sum(dim=(0, 1)).cpu())
                 if frozen is not None:
@@ -147,7 +149,8 @@ def look_at_images(
                     rows.append(torch.full((len(pixels),), row))
                     probabilities.append(_probabilities(frozen, pixels, len(data.rows), temperature))
                 bar.advance(task, len(pixels))
-            spectra.setdefault(cell.corruption, []).append(torch.stack(sums).sum(dim=0) / count)
+                looked_at += len(pixels)  # fewer than count where some can't be read
+            spectra.setdefault(cell.corruption, []).append(torch.stack(sums).sum(dim=0) / looked_at)
     confidences, detected = torch.cat(probabilities or [torch.zeros(0, 1)]).max(dim=1)
     return SeenImages(
         images=count,
@@ -162,13 +165,17 @@ def _pixels_in(cell: Cell, data: CorruptionDataModule, indices: list[int], devic
     """Batches of test images in a cell, (N, C, H, W) in [0, 1], the very ones that the datamodule tests on."""
     loader = make_loader(
         data.test_images,
-        [[(index, cell.code) for index in indices]],
+        [pairs_of(indices, cell.code)],
         split="test",
         form="detector",
         batch_size=data.batch_size,
         num_workers=data.num_workers,
     )
     for batch in loader:
+        check_batch(batch, data.test_images)
+        if is_of_released_set(data.test_images):
+            yield batch.pixels.to(device).float() / 255
+            continue
         pixels = corrupt_pixels(
             batch.pixels.to(device),
             batch.cells,
@@ -208,7 +215,7 @@ def _device_of(module: nn.Module) -> torch.device:
 
 def _caption(data: CorruptionDataModule, images: int) -> str:
     severities = ", ".join(map(str, data.severities))
-    shown = f"{images} test images of {data.provenance()['source']} in each of {len(data.cells)} cells"
+    shown = f"{images} test images of {data.provenance(tested=True)['source']} in each of {len(data.cells)} cells"
     return f"{shown}, severities {severities}, seed {data.seed}"
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dynbn_lightning.errors import OutputError
+from dynbn_lightning.errors import DynBNError, OutputError
 
 _FCNTL: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows has none
 
@@ -51,6 +51,17 @@ def check_output_folder(folder: Path) -> None:
         raise OutputError(f"cannot write to {folder}: {existing} is a file, and a folder is needed there")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write to {folder}: no permission to write in {existing}")
+
+
+@contextmanager
+def os_errors_named(folder: Path) -> Iterator[None]:
+    """Raise `OutputError` with the folder's name for what goes wrong while writing to it, such as a full disk."""
+    try:
+        yield
+    except DynBNError:
+        raise
+    except OSError as error:
+        raise OutputError(f"writing to {folder} stopped: {error}; whole files are kept") from error
 
 
 class FolderLock:
@@ -100,6 +111,17 @@ class FolderLock:
 
     def __reduce__(self) -> tuple[type[FolderLock], tuple[()]]:
         return FolderLock, ()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep others from writing to a folder, made if missing; `OutputError` if another one does."""
+    lock = FolderLock()
+    lock.take(folder)
+    try:
+        yield
+    finally:
+        lock.give_back()
 
 
 def _umask() -> int:

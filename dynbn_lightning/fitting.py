@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dynbn_lightning.errors import DataError
 from dynbn_lightning.files import whole_file
 from dynbn_lightning.modules import ClassifierModule, DetectorModule
 from dynbn_lightning.modules.detector import Network
+from dynbn_lightning.processes import prepare
 
 
 @contextmanager
@@ -78,13 +79,13 @@ def device_of(accelerator: str) -> torch.device:
 def _fit(module: LightningModule, data: CorruptionDataModule, epochs: int, **options: Any) -> None:
     if epochs < 1:
         raise DataError(f"epochs={epochs!r}: expected at least 1")
-    data.prepare_data()
-    _ = data.train_images  # opened here, so that the caller's datamodule has them too
-    shown = copy.copy(data)
-    shown.task = "detector" if isinstance(module, DetectorModule) else "classifier"
     callbacks = [TQDMProgressBar(refresh_rate=10)] if options.get("enable_progress_bar", True) else []
     with quiet_lightning():
         trainer = bare_trainer(max_epochs=epochs, callbacks=callbacks, **options)
+        prepare(data, trainer.local_rank)
+        _ = data.train_images  # opened here, so that the caller's datamodule has them too
+        shown = copy.copy(data)
+        shown.task = "detector" if isinstance(module, DetectorModule) else "classifier"
         with honest_interrupts(trainer):
             trainer.fit(module, datamodule=shown)
 
@@ -108,19 +109,22 @@ def fit_detector(
         epochs: passes over the training images, each with fresh corruptions.
         output: file to save the checkpoint to.
         network: `"perceptron"`, or `"prototype"`, which needs no training and one epoch.
-        **trainer_options: for the Trainer.
+        **trainer_options: for the Trainer, `devices=8` for instance; `batch_size` of `data` is that of each process.
 
     Raises:
         DataError: if `epochs` is not positive, or there are no square training images.
     """
-    channels, height, width = data.train_images[0][0].shape
+    channels, height, width = data.train_images.shape
     if height != width:
         raise DataError(f"the detector takes square images, these are {height} x {width}: pass image_size=")
     detector = DetectorModule(rows=data.rows, image_size=height, channels=channels, network=network)
     _fit(detector, data, epochs, **trainer_options)
     if output is not None:
-        with whole_file(output) as temporary:
-            detector.trainer.save_checkpoint(temporary, weights_only=True)
+        trainer = detector.trainer
+        # All processes take part in making a checkpoint, and the first one writes it.
+        with whole_file(output) if trainer.is_global_zero else nullcontext(output) as file:
+            trainer.save_checkpoint(file, weights_only=True)
+        trainer.strategy.barrier()  # it is there for all of them
     return detector
 
 
@@ -136,8 +140,10 @@ def fit_classifier(
         output: safetensors file to save its weights to.
         **trainer_options: for the Trainer.
     """
-    _fit(ClassifierModule(model), data, epochs, **trainer_options)
-    if output is not None:
+    module = ClassifierModule(model)
+    _fit(module, data, epochs, **trainer_options)
+    if output is not None and module.trainer.is_global_zero:
         with whole_file(output) as temporary:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+    module.trainer.strategy.barrier()
     return model.eval()

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from dynbn_lightning.batchnorm.ranks import do_on_first_rank, gather_from_ranks
 from dynbn_lightning.callbacks.example_images import ExampleImages
 from dynbn_lightning.callbacks.protocol import hardware, settings_of
 from dynbn_lightning.callbacks.recording import RecordingCallback
@@ -70,13 +71,31 @@ def run_piece(
     keeper = _Keeper(piece, folder, pending, records, place, advance, carries, settings)
     shown = data.showing(cast(Stream, piece.stream), piece.batch_size, (place.loader, place.batch))
     more = run_method(model, shown, piece.method, tools, [keeper], trainer_options)
-    records = ImageRecords.together([records, keeper.records()]).unique()
-    if len(records) != len(data.test_images) * len(data.cells) and not limited:
-        raise ReportError(
-            f"{piece}: {len(records)} of {len(data.test_images) * len(data.cells)} images were recorded; what was kept "
-            f"of it is damaged: remove {folder.path} and begin anew"
-        )
-    return folder.finish(piece, records, {**more, "settings": settings})
+    records = ImageRecords.together([records, keeper.records_of_all_ranks()]).unique()
+
+    skipped_now = {one for its in gather_from_ranks(data.skipped_now) for one in its}
+
+    def finish() -> dict[str, Any]:
+        skipped = len(skipped_now) if limited else _skipped(data, records, piece, folder)
+        said = {"skipped": skipped} if data.on_error == "skip" else {}
+        return folder.finish(piece, records, {**more, **said, "settings": settings})
+
+    return do_on_first_rank(finish)
+
+
+def _skipped(data: CorruptionDataModule, records: ImageRecords, piece: Piece, folder: ResultsFolder) -> int:
+    """How many images there are no records of because they can't be read; `ReportError` if others are missing."""
+    codes, images = [cell.code for cell in data.cells], data.test_images
+    seen = torch.zeros(max(codes) + 1, len(images), dtype=torch.bool)
+    seen[records.cells.long(), records.indices] = True
+    missing = (~seen[codes]).nonzero().tolist()
+    for place, index in missing:
+        if data.on_error == "raise" or images.can_be_read(index, codes[place]):
+            raise ReportError(
+                f"{piece}: {len(records)} of {len(images) * len(codes)} images were recorded; what was kept of it is "
+                f"damaged: remove {folder.path} and begin anew"
+            )
+    return len(missing)
 
 
 def settings_of_method(method: str, tools: Tools) -> dict[str, Any]:
@@ -145,7 +164,7 @@ class _Keeper(RecordingCallback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, and look for examples."""
         super().on_test_start(trainer, pl_module)
-        if self._folder.path is not None:
+        if self._folder.path is not None:  # which the first process has alone
             self._examples = ExampleImages(self._folder.path, trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_test_batch_end(
@@ -163,6 +182,8 @@ class _Keeper(RecordingCallback):
         if self._examples is not None:
             self._look(batch[0], trainer)
         self._count += len(batch[0])
+        if trainer.world_size > 1:
+            return  # no place in the stream is that of all processes
         sizes = [int(size) for size in trainer.num_test_batches]
         loader_is_done = batch_idx + 1 == sizes[dataloader_idx]
         begun_at = self._begun_at

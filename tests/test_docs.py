@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dynbn_lightning import datamodules
 from dynbn_lightning.methods import METHODS
+from dynbn_lightning.reporting import methods_of, read_results
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -81,3 +86,34 @@ def test_reports_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = written["runs"][0]["methods"]["source"]
     assert source.keys() <= described["runs"][0]["methods"]["source"].keys()
     assert source["clean"].keys() == described["runs"][0]["methods"]["source"]["clean"].keys()
+
+
+def test_data_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "data.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "data.md", "exec"), names)
+    assert names["pixels"].shape == (3, 32, 32)
+    block = names["results"]["runs"][0]["methods"]["batch_stats"]
+    assert block["cells"].keys() == {"fog/1", "fog/5", "contrast/1", "contrast/5"}
+    assert block["clean"]["images"] == 200
+
+
+def test_data_page_names_every_reader() -> None:
+    text = (DOCS / "data.md").read_text()
+    for name in datamodules.__all__:
+        if name not in ("CorruptionDataModule", "ReleasedSet", "ShapesDataset"):
+            assert f"| `{name}` |" in text, name
+
+
+def test_processes_page(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "processes.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "script.py").write_text(example)
+    command = [sys.executable, "script.py"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = read_results(tmp_path / "report")
+    assert results["settings"]["processes"] == 2
+    (method,) = methods_of(results).values()
+    assert [block["images"] for block in (method["clean"], *method["cells"].values())] == [1000] * 3

@@ -27,6 +27,7 @@ FLOORS = [
     {"modules", "datamodules"},
     {"callbacks"},
     {
+        "processes",
         "fitting",
         "evaluation",
         "methods",

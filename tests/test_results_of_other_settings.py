@@ -121,8 +121,8 @@ def test_an_older_schema_and_a_file_in_the_way_are_refused(model: nn.Module, tmp
     assert_refused(tmp_path, "is a file", model, tmp_path / "file" / "results", error=OutputError)
 
 
-def test_several_processes_are_refused(model: nn.Module, tmp_path: Path) -> None:
-    assert_refused(tmp_path, "these Trainer options make 2", model, tmp_path, devices=2, strategy="ddp_spawn")
+def test_processes_that_do_not_run_the_whole_program_are_refused(model: nn.Module, tmp_path: Path) -> None:
+    assert_refused(tmp_path, "pass strategy='ddp'", model, tmp_path, devices=2, strategy="ddp_spawn")
 
 
 # What a method's results have in common

@@ -10,6 +10,7 @@ from dynbn_lightning.batchnorm.distribution_matching import (
     RoutedMatchingPolicy,
     Samples,
 )
+from dynbn_lightning.batchnorm.exchange import Exchange
 from dynbn_lightning.batchnorm.fingerprint import fingerprint_of, fingerprints
 from dynbn_lightning.batchnorm.layers import canonical_name, find_batchnorm_layers, register, unpatch
 from dynbn_lightning.batchnorm.mixing import MIXINGS, Mixing, blend_with_source, mix_rows
@@ -32,6 +33,7 @@ __all__ = [
     "BlendedRoutingPolicy",
     "Calibration",
     "DistributionMatchingPolicy",
+    "Exchange",
     "FirstImagesPolicy",
     "LayerPolicy",
     "Mixing",

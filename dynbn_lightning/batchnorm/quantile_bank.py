@@ -20,6 +20,7 @@ from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
 from dynbn_lightning.batchnorm.quantiles import quantiles_of, sampled
+from dynbn_lightning.batchnorm.ranks import do_on_first_rank, do_on_ranks, gather_from_ranks
 from dynbn_lightning.batchnorm.unfinished_bank import UnfinishedBank, as_in_a_file
 from dynbn_lightning.errors import BankError, DataError, did_you_mean
 from dynbn_lightning.progress import progress_bar
@@ -88,8 +89,8 @@ class QuantileBank:
     ) -> QuantileBank:
         """Measure the quantiles of a model's activations on each row's images; the model is as it was afterwards.
 
-        Each process of `torch.distributed` measures on the images that it is given, for itself, and needs a `path` of
-        its own.
+        Where `torch.distributed` runs, over the batches of all ranks, which must all call it with the same rows; the
+        first one writes.
 
         Args:
             model: with its own statistics.
@@ -122,10 +123,13 @@ class QuantileBank:
         known_by = fingerprints(model)
         provenance = dict(getattr(loaders, "provenance", {}))
         measured: list[Tensor] = []
+        if len(set(gather_from_ranks(tuple(names)))) > 1:
+            raise DataError("the ranks measure different rows, or in another order: `loaders` must agree")
         file = None if path is None else UnfinishedBank(Path(path), cls.load, _settings_of)
         if file is not None:
             provenance = as_in_a_file(provenance)
-            kept = file.begin(_settings(provenance, count, skip), known_by, names[1:])
+            settings = _settings(provenance, count, skip)
+            kept = do_on_first_rank(lambda: file.begin(settings, known_by, names[1:]))
             measured = [] if kept is None else list(kept.quantiles)
 
         def bank_so_far() -> QuantileBank:
@@ -143,11 +147,11 @@ class QuantileBank:
                     raise DataError(f"row {row!r}: {error}") from error
                 measured.append(torch.cat([found[name] for name in layers]))
                 if file is not None:
-                    bank_so_far().save(file.rows_so_far)
+                    do_on_first_rank(lambda: bank_so_far().save(file.rows_so_far))
                 bar.advance(task)
             bar.update(task, description="quantiles")
         if file is not None:
-            file.finish()
+            do_on_first_rank(file.finish)
         return bank_so_far()
 
     def of_layer(self, name: str) -> Tensor:
@@ -226,8 +230,9 @@ class _Measuring:
         self.images += len(x)
         return layer.own_forward(x) if self.matching is None else self.matching(layer, x)
 
-    def result(self) -> Tensor | None:
-        return None if self.total is None else (self.total / self.images).float().cpu()
+    def sums(self) -> tuple[int, Tensor | None]:
+        """How many images there were, and the sum of their quantiles, on the CPU."""
+        return self.images, None if self.total is None else self.total.cpu()
 
 
 @torch.no_grad()
@@ -240,15 +245,22 @@ def _measure(
         return notes.setdefault(name, _Measuring(count, None if source is None else source[name]))
 
     images = Images(batches, next((value for value in model.parameters() if value.is_floating_point()), None))
-    with evaluation_mode(model), Patch(model, make_policy, skip):
-        for batch in images:
-            model(batch)
-    if images.count == 0:
+
+    def measure() -> tuple[int, dict[str, tuple[int, Tensor | None]]]:
+        with evaluation_mode(model), Patch(model, make_policy, skip):
+            for batch in images:
+                model(batch)
+        return images.count, {name: its.sums() for name, its in notes.items()}
+
+    of_ranks = do_on_ranks(measure)
+    if not sum(images for images, _ in of_ranks):
         raise DataError("no image batches to measure quantiles on")
     found = {}
     for name, layer in find_batchnorm_layers(model, skip).items():
-        quantiles = notes[name].result()
-        if quantiles is None:  # outside the forward of evaluation: nothing reaches it
+        sums = [(seen, total) for _, its in of_ranks for seen, total in [its[name]] if total is not None]
+        if sums:
+            quantiles = (torch.stack([total for _, total in sums]).sum(0) / sum(seen for seen, _ in sums)).float()
+        else:  # outside the forward of evaluation: nothing reaches it
             quantiles = source_statistics(layer)[0].float().cpu().unsqueeze(1).repeat(1, count)
         if not quantiles.isfinite().all():
             raise DataError(f"the activations of layer {name!r} are not finite: the images hold NaN or infinite values")

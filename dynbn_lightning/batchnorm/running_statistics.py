@@ -34,12 +34,15 @@ class RunningAveragePolicy(StatisticsPolicy):
         mean, var = source_statistics(layer)
         if self.state:
             mean, var = self.state["mean"].to(mean), self.state["var"].to(var)
-        count, batch_mean, batch_var = batch_moments(x)
-        mean = torch.lerp(mean, batch_mean.to(mean), self.momentum)
-        if count > 1:  # a single value says nothing of the variance
-            var = torch.lerp(var, batch_var.to(var), self.momentum)
+        own = mean, var
+        for rank, (count, batch_mean, batch_var) in enumerate(self.exchange.moments(*batch_moments(x))):
+            mean = torch.lerp(mean, batch_mean.to(mean), self.momentum)
+            if count > 1:  # a single value says nothing of the variance
+                var = torch.lerp(var, batch_var.to(var), self.momentum)
+            if rank == self.exchange.rank:
+                own = mean, var
         self.state = {"mean": mean, "var": var}
-        return mean, var
+        return own
 
 
 class FirstImagesPolicy(StatisticsPolicy):
@@ -69,19 +72,35 @@ class FirstImagesPolicy(StatisticsPolicy):
 
     def statistics(self, layer: PatchedLayer, x: Tensor) -> tuple[Tensor, Tensor]:
         """The moments of the first images, (C,) each; the source statistics while these have no variance."""
+        self.state = {name: value.to(x.device) if value.dim() else value for name, value in self.state.items()}
+        own = self.state
         if self.missing:
-            first = x[: self.missing]
-            moments = MomentAccumulator()
-            if self.state:
-                moments.add(int(self.state["values"]), self.state["mean"].to(x.device), self.state["var"].to(x.device))
-            moments.add(*batch_moments(first))
-            mean, var = moments.moments()
-            self.state = {
-                "images": self.state.get("images", torch.tensor(0)) + len(first),
-                "values": torch.tensor(moments.count),
-                "mean": mean,
-                "var": var,
-            }
-        if int(self.state["values"]) < 2:
+            taken = self._images_of_round(len(x), x.device)
+            first = x[: taken[self.exchange.rank]]
+            nothing = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            found = batch_moments(first) if len(first) else (0, nothing, nothing)
+            for rank, (images, moments) in enumerate(zip(taken, self.exchange.moments(*found), strict=True)):
+                if images:
+                    self._add(images, *moments)
+                if rank == self.exchange.rank:
+                    own = self.state
+        if int(own["values"]) < 2:
             return source_statistics(layer)
-        return self.state["mean"].to(x.device), self.state["var"].to(x.device)
+        return own["mean"], own["var"]
+
+    def _images_of_round(self, images: int, device: torch.device) -> list[int]:
+        """How many of the images that are missing each batch of the round has; they are the first ones of all."""
+        taken, missing = [], self.missing
+        for its_images in self.exchange.counts(images, device):
+            taken.append(min(its_images, missing))
+            missing -= taken[-1]
+        return taken
+
+    def _add(self, images: int, values: int, mean: Tensor, var: Tensor) -> None:
+        moments = MomentAccumulator()
+        if self.state:
+            moments.add(int(self.state["values"]), self.state["mean"], self.state["var"])
+        moments.add(values, mean, var)
+        mean, var = moments.moments()
+        images += int(self.state.get("images", 0))
+        self.state = {"images": torch.tensor(images), "values": torch.tensor(moments.count), "mean": mean, "var": var}

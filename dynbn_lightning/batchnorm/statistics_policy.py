@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dynbn_lightning.batchnorm.exchange import Exchange
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.errors import MethodError
 
@@ -17,10 +18,12 @@ class StatisticsPolicy(ABC):
 
     Attributes:
         state: what is remembered from batch to batch, by name; empty at the beginning and for methods without memory.
+        exchange: with the processes whose batches belong to the same stream.
     """
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
+        self.exchange = Exchange()
 
     @abstractmethod
     def statistics(self, layer: PatchedLayer, x: Tensor) -> tuple[Tensor, Tensor]:

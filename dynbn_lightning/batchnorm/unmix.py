@@ -122,14 +122,16 @@ class UnMixPolicy(StatisticsPolicy):
             parts = initial_components(source_mean, source_var, self.components, self.spread, generator)
             self.state = dict(zip(("mean", "var"), parts, strict=True))
         means, variances = self.state["mean"].to(source_mean), self.state["var"].to(source_var)
-        own_mean, own_var = image_moments(x)
-        weights = likeness(own_mean, means, self.temperature)
-        momentum = 1 - (1 - self._momentum(layer)) ** (len(x) / BATCH_OF_MOMENTUM)
-        self.state = {
-            "mean": moved_components(means, own_mean, weights, momentum),
-            "var": moved_components(variances, own_var, weights, momentum),
-        }
-        return unmixed_moments(own_mean, own_var, means, variances, weights)
+        own = source_mean, source_var
+        for rank, (image_mean, image_var) in enumerate(self.exchange.rows(*image_moments(x))):
+            weights = likeness(image_mean, means, self.temperature)
+            if rank == self.exchange.rank:
+                own = unmixed_moments(image_mean, image_var, means, variances, weights)
+            momentum = 1 - (1 - self._momentum(layer)) ** (len(image_mean) / BATCH_OF_MOMENTUM)
+            means = moved_components(means, image_mean, weights, momentum)
+            variances = moved_components(variances, image_var, weights, momentum)
+        self.state = {"mean": means, "var": variances}
+        return own
 
     def _momentum(self, layer: PatchedLayer) -> float:
         momentum = getattr(layer, "momentum", None) if self.momentum is None else self.momentum

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.layer_sync import _BatchNormXd
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from ..batchnorm import Patch, PatchedLayer, register
+from ..batchnorm import Exchange, Patch, PatchedLayer, register
 from ..errors import ImageError, RoutingError
+from .failure_watch import FailureWatch, begin_watch, end_watch, stop_watch, watch_of
+from .rounds import Rounds, begin_rounds
+from .sharded_models import refuse_sharded_models
 
 
 class PatchedBatchNormXd(PatchedLayer, _BatchNormXd):
@@ -38,13 +44,22 @@ class BatchNormCallback(Callback, ABC):
     A method says how to patch, in `patch`, and what to do before and after each step, in `before_step` and
     `after_step`. The model is given back bit for bit at the end, when a step raises, and on an interrupt; should
     another callback's `on_exception` raise before this one's is called, `undo()` does it, as does the next run, a fit
-    too. Validation inside `fit` is left alone.
+    too.
+
+    Attributes:
+        in_fit: whether validation inside `fit` is patched too, which is asked for by setting it to True; each
+            validation begins anew. A bank is refused there once the weights that it was collected on have changed.
     """
 
+    in_fit = False
+
     def __init__(self) -> None:
+        self.exchange = Exchange()
         self._patch: Patch | None = None
         self._loader = 0
         self._detection: Detection | None = None
+        self._watch: FailureWatch | None = None
+        self._rounds: Rounds | None = None
 
     @property
     def method(self) -> str:
@@ -69,6 +84,17 @@ class BatchNormCallback(Callback, ABC):
     def on_next_loader(self) -> None:
         """Called before the first step on another dataloader than the last step's."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what is done to an image depends on earlier batches, so that processes share what they learn."""
+        return False
+
+    def memory(self) -> Any:
+        """What is remembered of earlier batches, on the CPU."""
+
+    def take_over(self, memory: Any) -> None:
+        """Remember what another process does, as its `memory` tells."""
+
     def images_of(self, batch: Any) -> Tensor:
         """The images (N, C, H, W) of a batch, for batches of an unusual form to override."""
         return images_of(batch)
@@ -81,17 +107,26 @@ class BatchNormCallback(Callback, ABC):
         if self._patch is not None:
             self._patch.undo()
             self._patch = None
-        self._detection = None
+        self._detection = self._watch = self._rounds = None
+        self.exchange.leave()
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and (trainer.sanity_checking or not self.in_fit):
             return
         others = [
             type(callback).__name__
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if isinstance(callback, BatchNormCallback) and callback is not self and callback._patch is not None
         ]
+        if (step := step_with_loader(trainer, pl_module)) is not None:
+            raise RoutingError(
+                f"{type(self).__name__} has to see each batch before the step does, but {type(pl_module).__name__}."
+                f"{step} takes them from dataloader_iter itself: write it as {step}(self, batch, batch_idx)"
+            )
+        refuse_sharded_models(trainer, type(self).__name__)
         self._loader = 0
+        self._watch = begin_watch(trainer, self) if trainer.state.fn == TrainerFn.FITTING else watch_of(trainer)
+        self.exchange.guard = nullcontext if self._watch is None else self._watch.collective
         try:
             self._patch = self.patch(trainer, pl_module)
             self._patch.apply()
@@ -102,22 +137,62 @@ class BatchNormCallback(Callback, ABC):
                 f"{type(self).__name__} cannot patch layers that {' and '.join(others)} has patched in this run: give "
                 "the Trainer one method at a time, keep their layers apart with skip=, or combine two with base="
             ) from error
+        if self._watch is not None and self.remembers:
+            self._rounds = begin_rounds(self._name_in(trainer), trainer, self._watch)
+
+    def _name_in(self, trainer: Trainer) -> str:
+        """The same on all processes, though one of them has other callbacks besides, such as a progress bar."""
+        ours = [one for one in trainer.callbacks if isinstance(one, BatchNormCallback)]  # type: ignore[attr-defined]
+        return f"{type(self).__name__} {ours.index(self)}"
+
+    def _enter_round(self, trainer: Trainer, loader: int) -> None:
+        assert self._rounds is not None
+        size, some_were_away = self._rounds.enter(loader)
+        self.exchange.begin_round(trainer.global_rank, size, self._rounds.group(size))
+        if some_were_away:
+            self.take_over(self.exchange.of_first(self.memory))
+
+    def _end_rounds(self, trainer: Trainer) -> None:
+        """Wait until all processes are through with their steps, and let all remember the same."""
+        if self._watch is None:
+            return
+        self._watch.meet(f"{self._name_in(trainer)} end", trainer.world_size)
+        self._watch.all_are_through()
+        if self._rounds is not None:
+            if self._rounds.last_size < trainer.world_size:
+                self.exchange.begin_round(trainer.global_rank, trainer.world_size)
+                self.take_over(self.exchange.of_first(self.memory))
+            self.exchange.leave()
+            self._rounds.end()
+            self._rounds = None
 
     def _before(self, trainer: Trainer, pl_module: LightningModule, batch: Any, loader: int) -> None:
         if self._patch is None:
             return
+        if self._watch is not None:
+            self._watch.check()
         if loader != self._loader:
             self._loader = loader
             self.on_next_loader()
+        if self._rounds is not None:
+            self._enter_round(trainer, loader)
         self.before_step(trainer, pl_module, batch)
 
     def _after(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._patch is not None:
+            self._end_rounds(trainer)
             self.after_epoch(trainer, pl_module)
+
+    def _finish(self, trainer: Trainer) -> None:
+        end_watch(trainer, self)
+        self.undo()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give back what a run that ended without our `on_exception` left patched, before a fit too."""
         self.undo()
+        # Here, where no process can have failed yet without all of them knowing; a base is not the Trainer's.
+        if stage != "fit" and any(one is self for one in trainer.callbacks):  # type: ignore[attr-defined]
+            begin_watch(trainer, self)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Patch."""
@@ -172,21 +247,33 @@ class BatchNormCallback(Callback, ABC):
         """Let the method log."""
         self._after(trainer, pl_module)
 
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the other processes."""
+        if self._patch is not None:
+            self._end_rounds(trainer)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the model back."""
-        self.undo()
+        self._finish(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the model back."""
-        self.undo()
+        self._finish(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the model back."""
-        self.undo()
+        self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the model back."""
+        """Give the model back, and tell the other processes."""
         self.undo()
+        stop_watch(trainer, exception)
+
+
+def step_with_loader(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """The step of this run, by name, if it takes its batches from `dataloader_iter` itself; None for all others."""
+    step = "test_step" if trainer.testing else "predict_step" if trainer.predicting else "validation_step"
+    return step if is_param_in_hook_signature(getattr(pl_module, step), "dataloader_iter", explicit=True) else None
 
 
 _IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
@@ -196,10 +283,11 @@ def images_of(batch: Any) -> Tensor:
     """The images (N, C, H, W) of a batch: itself, the first of a tuple, or under a usual key of a dict.
 
     Raises:
-        ImageError: if there are none; override the callback's `images_of` for batches of another form.
+        ImageError: if there are none, or a tuple has several that could be; override the callback's `images_of` for
+            batches of another form.
     """
     images = batch
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         images = next((batch[key] for key in _IMAGE_KEYS if key in batch), None)
     elif isinstance(batch, (tuple, list)) and batch:
         images = batch[0]
@@ -211,5 +299,11 @@ def images_of(batch: Any) -> Tensor:
             f"no images found in the batch ({found}): expected a floating tensor (N, C, H, W) of one or more images, "
             f"a tuple that begins with one, or a dict with one of {', '.join(_IMAGE_KEYS)}; for other batches "
             "override the callback's images_of"
+        )
+    others = batch[1:] if isinstance(batch, (tuple, list)) else ()
+    if any(isinstance(other, Tensor) and other.shape == images.shape for other in others):
+        raise ImageError(
+            f"several tensors of shape {tuple(images.shape)} in the batch, so it can't be seen which one holds the "
+            "images that the model gets: override the callback's images_of"
         )
     return images

@@ -9,9 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..batchnorm import BNStatsBank
-from ..batchnorm.ranks import do_on_first_rank
+from ..batchnorm.ranks import do_on_first_rank, gather_from_ranks
 from ..datamodules import CorruptionDataModule
 from ..errors import DataError, ImageError
+from ..files import os_errors_named
 from ..reporting import ImageRecords, Piece, ResultsFolder, write_report
 from .base import BatchNormCallback, images_of
 from .example_images import ExampleImages
@@ -49,7 +50,8 @@ class CorruptionReportCallback(RecordingCallback):
             Trainer has, `"source"` without any.
 
     Raises:
-        OutputError: when the test begins, if the folder can't be written to.
+        OutputError: when the test begins, if the folder can't be written to or another run is writing there; when it
+            ends, if the disk is full.
         DataError: when the test begins, if the folder holds results of other settings.
         ReportError: as `RecordingCallback`.
     """
@@ -63,11 +65,13 @@ class CorruptionReportCallback(RecordingCallback):
         self._examples: ExampleImages | None = None
         self._finished: ImageRecords | None = None
         self._settings: dict[str, Any] = {}
+        self._skipped: dict[str, int] = {}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._folder is not None:
             self._folder.close()
         self._folder = self._finished = self._examples = None
+        self._skipped = {}
         super()._begin(trainer, pl_module)
         if self._hook is None:
             return
@@ -99,6 +103,7 @@ class CorruptionReportCallback(RecordingCallback):
             folder.check(piece, how)
 
         try:
+            self._meet("begins")
             do_on_first_rank(begin)
         except BaseException:
             folder.close()
@@ -114,7 +119,7 @@ class CorruptionReportCallback(RecordingCallback):
         if self._examples is not None and info is not None:
             try:
                 self._examples.look(self.images_of(batch), info)
-            except (ImageError, DataError) as error:
+            except (ImageError, DataError, OSError) as error:
                 self._examples = None  # a report without pictures is better than none
                 rank_zero_warn(f"the report will have no example images: {error}")
         return records
@@ -127,13 +132,17 @@ class CorruptionReportCallback(RecordingCallback):
         if self._folder is None:
             return
         self._finished = self.records_of_all_ranks()
+        data: CorruptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if data.on_error == "skip":
+            self._skipped = {"skipped": len({one for its in gather_from_ranks(data.skipped_now) for one in its})}
         log_scalars(trainer, self._finished)
 
     def _write(self, trainer: Trainer, records: ImageRecords, folder: ResultsFolder, piece: Piece) -> None:
         hardware_used = folder.results["protocol"]["hardware"]
-        folder.finish(piece, records, {"settings": self._settings, "hardware": hardware_used})
+        folder.finish(piece, records, {**self._skipped, "settings": self._settings, "hardware": hardware_used})
         folder.write()
-        write_report([self.output], self.output)
+        with os_errors_named(self.output):
+            write_report([self.output], self.output)
         log_figures(trainer, folder.results, piece, records)
 
     def _write_unfinished(self, records: ImageRecords, folder: ResultsFolder, piece: Piece) -> None:
@@ -153,13 +162,14 @@ class CorruptionReportCallback(RecordingCallback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""
-        super().on_test_end(trainer, pl_module)
         folder, piece, records, self._folder = self._folder, self._piece, self._finished, None
-        if folder is not None and piece is not None and records is not None:
-            try:
+        try:
+            if folder is not None and piece is not None and records is not None:
                 do_on_first_rank(lambda: self._write(trainer, records, folder, piece))
-            finally:
+        finally:
+            if folder is not None:
                 folder.close()
+            super().on_test_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""

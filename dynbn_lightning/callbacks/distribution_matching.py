@@ -95,6 +95,7 @@ class DistributionMatchingCallback(BatchNormCallback):
         if self.base is None:
             model = self.find_model(pl_module)
             return Patch(model, self._matching, self.quantiles.skip)
+        self.base.exchange = self.exchange
         model, routing = self.base.prepare(pl_module)
         difference = self.quantiles.mismatch(model)
         if difference is not None:
@@ -116,6 +117,20 @@ class DistributionMatchingCallback(BatchNormCallback):
         """Let the base assign rows."""
         if self.base is not None:
             self.base.before_step(trainer, pl_module, batch)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the base does."""
+        return self.base is not None and self.base.remembers
+
+    def memory(self) -> Any:
+        """What the base remembers."""
+        return None if self.base is None else self.base.memory()
+
+    def take_over(self, memory: Any) -> None:
+        """Let the base remember what another process does."""
+        if self.base is not None:
+            self.base.take_over(memory)
 
     def on_next_loader(self) -> None:
         """Tell the base."""

@@ -35,6 +35,7 @@ from ..errors import (
 )
 from ..metrics import Top1Accuracy
 from ..models.normalization import Normalization
+from ..modules.logged_values import SAME_ON_ALL
 from .base import BatchNormCallback, Detection
 from .batch_stats import BatchStatsCallback
 from .find_model import find_model
@@ -58,8 +59,8 @@ class DynamicBNCallback(BatchNormCallback):
     - `"image"`: it alone; its prediction depends neither on the other images nor on the batch size. For any stream.
     - `"batch"`: all of its batch, which share a row. For batches of one corruption, such as a camera's of one minute.
     - `"stream"`: it and those before it, the longer ago the less (`detection.StreamMemory`); found changes are
-      followed. For streams that keep to a corruption for dozens of images. Each process has a memory of its own, from
-      the beginning to the end of a run.
+      followed. For streams that keep to a corruption for dozens of images. The memory goes from the beginning to the
+      end of a run, and is that of all processes where these deal the batches in turn.
 
     Logged where the truth is known: `detection/acc`, the fraction of images whose most probable row is the true one.
 
@@ -141,7 +142,8 @@ class DynamicBNCallback(BatchNormCallback):
         assert self.detector is not None
         weights: Tensor = self.detector(images)
         if self.evidence == "stream":
-            return self._memory.update(weights)
+            of_round = [self._memory.update(its) for (its,) in self.exchange.rows(weights)]
+            return of_round[self.exchange.rank]
         if self.evidence == "batch":
             return pooled_posterior(weights).expand_as(weights)
         return weights
@@ -176,6 +178,8 @@ class DynamicBNCallback(BatchNormCallback):
     def patch(self, trainer: Trainer, pl_module: LightningModule) -> Patch:
         """The bank's model with its layers routed, and the base's statistics blended in where there is a base."""
         model, routing = self.prepare(pl_module)
+        if self.base is not None:
+            self.base.exchange = self.exchange
         make_base = None if self.base is None else self.base.policy_maker()
 
         def make_policy(name: str, layer: nn.Module) -> LayerPolicy:
@@ -184,6 +188,21 @@ class DynamicBNCallback(BatchNormCallback):
             return BlendedRoutingPolicy(name, routing, make_base(name, layer), self.base_weight)
 
         return Patch(model, make_policy, self.bank.skip)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the evidence or the base is that of a stream."""
+        return self.evidence == "stream" or (self.base is not None and self.base.remembers)
+
+    def memory(self) -> Any:
+        """What goes into checkpoints."""
+        return self.state_dict()
+
+    def take_over(self, memory: Any) -> None:
+        """Remember what another process does."""
+        self._memory.belief = memory["belief"]
+        if self.base is not None:
+            self.base.take_over(memory["base"])
 
     def on_next_loader(self) -> None:
         """Tell the base."""
@@ -227,7 +246,7 @@ class DynamicBNCallback(BatchNormCallback):
         if self.detector is not None and knows_cells(trainer):
             accuracy = self._accuracy.compute()  # of all processes together, NaN where no image's row was known
             if not accuracy.isnan():
-                pl_module.log("detection/acc", accuracy, sync_dist=True)
+                pl_module.log("detection/acc", accuracy, **SAME_ON_ALL)
 
     def undo(self) -> None:
         """Give the model its own layers back; does nothing if it has them."""

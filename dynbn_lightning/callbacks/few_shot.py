@@ -73,12 +73,20 @@ class FewShotBNCallback(StreamStatisticsCallback):
         if missing <= 0:
             return
         info = batch_info_of(trainer)
+        found: list[tuple[str | None, int]] = []
         if info is not None:
-            used += list(zip(info.names, info.indices, strict=True))[:missing]
-            return
-        with suppress(ImageError):  # batches of another form are no less normalised
-            count = min(missing, len(self.images_of(batch)))
-            used += [(None, len(used) + place) for place in range(count)]
+            found += zip(info.names[:missing], info.indices, strict=False)
+        else:
+            with suppress(ImageError):  # batches of another form are no less normalised
+                found = [(None, 0)] * min(missing, len(self.images_of(batch)))
+        for its in self.exchange.objects(found):
+            used += [(cell, len(used) + place if cell is None else index) for place, (cell, index) in enumerate(its)]
+        del used[self.images :]
+
+    def take_over(self, memory: Any) -> None:
+        """Remember what another process does."""
+        super().take_over(memory)
+        self.used_images = [list(used) for used in memory["used_images"]]
 
     def state_dict(self) -> dict[str, Any]:
         """What each layer remembers, and of which images."""

@@ -69,7 +69,8 @@ class OnlineCallback(LayerwiseCallback[Policy]):
     """A method whose layers remember something of the stream.
 
     Its state goes into the Trainer's checkpoints (`Trainer.save_checkpoint`, after a run too), and a run with
-    `ckpt_path=` goes on from it. Each process has a state of its own.
+    `ckpt_path=` goes on from it. On several processes that deal a stream's batches in turn, as those of a
+    `CorruptionDataModule` do, all have one state.
 
     Args:
         reset: `"loader"` begins anew with each dataloader, which in the sequential stream of a `CorruptionDataModule`
@@ -94,11 +95,27 @@ class OnlineCallback(LayerwiseCallback[Policy]):
 
         def make_and_remember(name: str, layer: nn.Module) -> Policy:
             policy = make(name, layer)
+            if isinstance(policy, StatisticsPolicy):
+                policy.exchange = self.exchange
             if loaded:
                 policy.remember(_state_for(name, layer, loaded))
             return policy
 
         return make_and_remember
+
+    @property
+    def remembers(self) -> bool:
+        """True: that is what these methods are about."""
+        return True
+
+    def memory(self) -> Any:
+        """What goes into checkpoints."""
+        return self.state_dict()
+
+    def take_over(self, memory: Any) -> None:
+        """Remember what another process does."""
+        for name, policy in self.policies.items():
+            policy.remember(memory["layers"][name])
 
     def begin_anew(self) -> None:
         """Forget what was seen."""

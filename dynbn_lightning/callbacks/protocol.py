@@ -24,11 +24,12 @@ def described_data(data: CorruptionDataModule, split: str = "test") -> dict[str,
     """Source, preset, cells, number of test images, a fingerprint of some of them, and seed of a datamodule."""
     images = data.test_images if split == "test" else data.train_images
     return {
-        **data.provenance(),
+        **data.provenance(tested=split == "test"),
         "corruptions": list(data.corruptions),
         "test_images": len(data.test_images) if split == "test" else None,
         "images_fingerprint": images.fingerprint,
         "concentration": data.concentration,
+        **({"on_error": data.on_error} if data.on_error == "skip" else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..batchnorm.ranks import gather_from_ranks
 from ..datamodules.batches import batch_info_of, knows_cells
+from ..datamodules.classes import check_classes
 from ..errors import ReportError
 from ..metrics import outcomes_of
 from ..reporting import ImageRecords
-from .base import BatchNormCallback
+from .base import BatchNormCallback, step_with_loader
+from .failure_watch import FailureWatch, begin_watch, end_watch, stop_watch, watch_of
 
 _ON_DEVICE = 256
 """The records of so many batches stay on the device before they are moved together, for each move waits for it."""
@@ -42,6 +45,8 @@ class RecordingCallback(Callback):
         self._on_host: list[ImageRecords] = []
         self._returned: list[Any] = []
         self._hook: RemovableHandle | None = None
+        self._watch: FailureWatch | None = None
+        self._number = 0
 
     def logits_of(self, outputs: Any) -> Tensor:
         """The logits (N, K) of a step: to override where a model gives them in another form.
@@ -98,8 +103,21 @@ class RecordingCallback(Callback):
             self._on_device = []
 
     def records_of_all_ranks(self) -> ImageRecords:
-        """The records of all processes, each image once in each cell, in order; every process must ask."""
-        return ImageRecords.together(gather_from_ranks(self.records())).unique()
+        """The records of all processes, each image once in each cell, in order; every process must ask.
+
+        Raises:
+            RankError: if another process has failed.
+        """
+        self._meet("records")
+        if self._watch is not None:
+            self._watch.all_are_through()
+        with nullcontext() if self._watch is None else self._watch.collective():
+            return ImageRecords.together(gather_from_ranks(self.records())).unique()
+
+    def _meet(self, place: str) -> None:
+        """Wait for all processes; `RankError` if one of them has failed."""
+        if self._watch is not None:
+            self._watch.meet(f"{type(self).__name__} {self._number} {place}", self._watch.size)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
@@ -108,6 +126,14 @@ class RecordingCallback(Callback):
             return
         if not knows_cells(trainer):
             raise self._no_cells()
+        self._watch = watch_of(trainer)
+        ours = [one for one in trainer.callbacks if isinstance(one, RecordingCallback)]  # type: ignore[attr-defined]
+        self._number = ours.index(self)
+        if (step := step_with_loader(trainer, pl_module)) is not None:
+            raise ReportError(
+                f"{type(self).__name__} has to see each batch, but {type(pl_module).__name__}.{step} takes them from "
+                f"dataloader_iter itself: write it as {step}(self, batch, batch_idx)"
+            )
         self._hook = pl_module.register_forward_hook(self._note_forward)
 
     def _no_cells(self) -> ReportError:
@@ -125,11 +151,14 @@ class RecordingCallback(Callback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        self._watch = None
 
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> ImageRecords | None:
         if self._hook is None:
             return None
+        if self._watch is not None:
+            self._watch.check()
         returned = list(self._returned)
         self._returned.clear()
         if isinstance(outputs, Mapping) and "logits" in outputs:
@@ -159,6 +188,7 @@ class RecordingCallback(Callback):
                 "detected": detections[0].detected,
                 "detection_confidences": detections[0].confidences,
             }
+        check_classes(info, labels, logits.shape[1], first=not (self._on_device or self._on_host))
         labels = labels.to(logits.device)
         records = ImageRecords.of_batch(
             outcomes_of(logits, labels), indices=info.indices, cells=info.cells, labels=labels, **seen
@@ -171,6 +201,8 @@ class RecordingCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look no longer, where a run ended without our `on_exception`."""
         self._end()
+        if stage != "fit":
+            begin_watch(trainer, self)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -207,11 +239,14 @@ class RecordingCallback(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look no longer."""
         self._end()
+        end_watch(trainer, self)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look no longer."""
         self._end()
+        end_watch(trainer, self)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Look no longer."""
+        """Look no longer, and tell the other processes."""
         self._end()
+        stop_watch(trainer, exception)

@@ -29,8 +29,9 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
     forward and a backward more than the plain forward.
 
     It needs gradients, and `forward` of the LightningModule to return logits (N, K); override `logits_of` where it
-    doesn't, and `configure_optimizer` for another optimiser. Each process adapts to its own share of the stream. State
-    goes into the Trainer's checkpoints, and a run with `ckpt_path=` goes on from it.
+    doesn't, and `configure_optimizer` for another optimiser. State goes into the Trainer's checkpoints, and a run with
+    `ckpt_path=` goes on from it. On R processes there is one step for R batches, by the mean of their gradients over
+    all images, and all processes have the same model; on one there would be R steps, so the numbers differ.
 
     Args:
         lr: learning rate of Adam.
@@ -72,6 +73,11 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
         Raises:
             MethodError: if its forward gives none.
         """
+        if getattr(pl_module.forward, "__func__", None) is LightningModule.forward:
+            raise MethodError(
+                f"TentCallback needs logits (N, K) from {type(pl_module).__name__}.forward, and there is no forward: "
+                "write one, or override TentCallback.logits_of"
+            )
         logits = pl_module(self.images_of(batch))
         if isinstance(logits, Mapping) and "logits" in logits:
             logits = logits["logits"]
@@ -102,6 +108,18 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
                 "of BatchStatsCallback(); use more steps, or reset='loader' or 'never'"
             )
         return patch
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is more than one batch to learn from."""
+        return self.reset != "batch"
+
+    def take_over(self, memory: Any) -> None:
+        """Remember what another process does."""
+        super().take_over(memory)
+        self._resumed = memory["optimizer"]
+        if self._optimizer is not None and self._resumed is not None:
+            self._optimizer.load_state_dict(self._resumed)
 
     def begin_anew(self) -> None:
         """Forget what was learnt."""
@@ -152,11 +170,28 @@ class TentCallback(OnlineCallback[TrainableAffinePolicy]):
                 logits = self.logits_of(pl_module, batch)
             loss = Categorical(logits=logits.float(), validate_args=False).entropy().mean()  # type: ignore[no-untyped-call]
             # To these alone: the model's own parameters keep the gradients they had.
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            own = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
+        if all(gradient is None for gradient in own):
+            raise MethodError(
+                f"TentCallback has nothing to optimise: the logits of {type(pl_module).__name__}.forward come without "
+                "gradients for the scales and shifts of its BatchNorm layers (torch.no_grad, detach, or other layers): "
+                "override TentCallback.logits_of"
+            )
+        gradients = self._mean_of_round(own, len(logits))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _mean_of_round(self, gradients: Sequence[Tensor | None], images: int) -> Sequence[Tensor | None]:
+        """The mean over all images of the round, of gradients that are means over the images of this process."""
+        if self.exchange.size == 1:
+            return gradients
+        share = images / sum(self.exchange.counts(images, self.parameters[0].device))
+        used = [gradient for gradient in gradients if gradient is not None]
+        total = self.exchange.sum(torch.cat([gradient.flatten() * share for gradient in used]))
+        means = iter(torch.split(total, [gradient.numel() for gradient in used]))
+        return [None if gradient is None else next(means).view_as(gradient) for gradient in gradients]
 
     def state_dict(self) -> dict[str, Any]:
         """Scales, shifts and the optimiser's state."""

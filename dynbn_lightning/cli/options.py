@@ -46,6 +46,18 @@ def sizes(text: str) -> list[int]:
     return [positive(number) for number in names(text)]
 
 
+def process_options() -> ArgumentParser:
+    """On how many devices to run, each with a process of its own."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--devices", type=positive, default=1, metavar="N", help="on each machine; a process is started for each"
+    )
+    parser.add_argument(
+        "--num-nodes", type=positive, default=1, metavar="N", help="machines; torchrun or srun starts it on each"
+    )
+    return parser
+
+
 def run_options(output: str | None = None) -> ArgumentParser:
     """Where to write to, where to run, and the seed."""
     parser = ArgumentParser(add_help=False)
@@ -87,7 +99,7 @@ def data_options(
     group.add_argument(
         "--corruptions", type=names, metavar="A,B", help=f"names, such as fog,snow; {corruptions} if not given"
     )
-    group.add_argument("--severities", type=numbers, default="1,2,3,4,5", metavar="1,2", help="from 1 to 5")
+    group.add_argument("--severities", type=numbers, metavar="1,2", help="from 1 to 5; all if not given")
     if rows:
         group.add_argument(
             "--row-per", default="corruption", choices=["corruption", "cell"], help="what detector and bank tell apart"
@@ -105,6 +117,32 @@ def data_options(
     else:
         group.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per batch")
     group.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes")
+    return parser
+
+
+RELEASED_SETS = (
+    "cifar10-c",
+    "cifar100-c",
+    "cifar10-c-bar",
+    "imagenet-c",
+    "tiny-imagenet-c",
+    "imagenet-3dcc",
+    "imagenet-c-bar",
+)
+
+
+def released_options() -> ArgumentParser:
+    """Which released set to test on, in place of images that are corrupted on the fly."""
+    parser = ArgumentParser(add_help=False)
+    group = parser.add_argument_group(
+        "released sets", "test on images as they were released; --source is then for training images alone"
+    )
+    group.add_argument("--released", choices=RELEASED_SETS, metavar="NAME", help=", ".join(RELEASED_SETS))
+    group.add_argument("--download", action="store_true", help="fetch it into --root if it isn't there")
+    group.add_argument("--subset", type=positive, metavar="N", help="so many images of each cell; all if not given")
+    group.add_argument(
+        "--clean", type=Path, metavar="DIR", help="folder of class folders with clean images; of CIFAR found in --root"
+    )
     return parser
 
 

@@ -10,9 +10,26 @@ from typing import Any
 from rich.console import Console
 
 from dynbn_lightning.cli import run
-from dynbn_lightning.cli.options import at_least_two, data_options, model_options, names, positive, run_options
+from dynbn_lightning.cli.options import (
+    at_least_two,
+    data_options,
+    model_options,
+    names,
+    positive,
+    process_options,
+    released_options,
+    run_options,
+)
 
 Command = Callable[[Namespace, Console], None]
+
+TRAINER_COMMANDS: dict[str, str] = {
+    "fit": "Trainer.fit of any LightningModule, by a YAML file (--config) that names model, data and callbacks.",
+    "validate": "Trainer.validate, configured in the same way.",
+    "test": "Trainer.test, configured in the same way.",
+    "predict": "Trainer.predict, configured in the same way.",
+}
+"""The commands that `cli/lightning.py` runs, which needs Lightning to know their options."""
 
 
 class _Help(ArgumentDefaultsHelpFormatter):
@@ -54,6 +71,7 @@ def build_parser() -> ArgumentParser:
         run.detector_fit,
         "Fit a detector on corrupted training images; writes DIR/detector.ckpt.",
         run_options(),
+        process_options(),
         data_options(),
     )
     fit.add_argument(
@@ -78,6 +96,7 @@ def build_parser() -> ArgumentParser:
         "Measure a model's BatchNorm statistics under each corruption; writes DIR/bank.safetensors. Interrupted, the "
         "same command goes on after the last finished row.",
         run_options(),
+        process_options(),
         model_options(),
         data_options(),
     )
@@ -142,8 +161,10 @@ def build_parser() -> ArgumentParser:
         "results.tex and report.html to DIR. Interrupted, the same command goes on; methods added later stand beside "
         "those that are there.",
         run_options(),
+        process_options(),
         model_options(),
         data_options(batch_sizes=True),
+        released_options(),
     )
     evaluate.add_argument(
         "--methods",
@@ -238,4 +259,7 @@ def build_parser() -> ArgumentParser:
         "(if not given), or png, lossless: the pixels that `dynbn evaluate` corrupts on the fly",
     )
     corrupt.set_defaults(interrupted="whole files are kept, and the same command goes on")
+
+    for name, summary in TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)  # `main` has them run before this parser sees them
     return parser

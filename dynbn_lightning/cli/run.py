@@ -16,23 +16,36 @@ if TYPE_CHECKING:
 
 
 def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionDataModule:
-    from dynbn_lightning.corruptions import COMMON_CORRUPTIONS
     from dynbn_lightning.datamodules import CorruptionDataModule
 
     return CorruptionDataModule(
         options.source,
+        test=_released_set(options),
         root=options.root,
         normalization=normalization,
         image_size=options.image_size,
         preset=options.preset,
         frost_textures=options.frost_textures,
-        corruptions=COMMON_CORRUPTIONS if options.corruptions is None else options.corruptions,
+        corruptions=options.corruptions,
         severities=options.severities,
         row_per=options.row_per,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         seed=options.seed,
     )
+
+
+def _released_set(options: Namespace) -> Any:
+    from dynbn_lightning.datamodules.released import RELEASED_SETS
+    from dynbn_lightning.errors import DataError
+
+    asked_for = {name: getattr(options, name, None) or None for name in ("download", "subset", "clean")}
+    if getattr(options, "released", None) is None:
+        alone = [f"--{name}" for name, value in asked_for.items() if value is not None]
+        if alone:
+            raise DataError(f"{', '.join(alone)} are for released sets: name one with --released")
+        return None
+    return RELEASED_SETS[options.released](options.root, **{**asked_for, "download": options.download})
 
 
 def _load(options: Namespace) -> Any:
@@ -43,18 +56,32 @@ def _load(options: Namespace) -> Any:
     )
 
 
+def _runs_on(options: Namespace) -> dict[str, Any]:
+    return {"accelerator": options.accelerator, "devices": options.devices, "num_nodes": options.num_nodes}
+
+
+def _start(options: Namespace) -> Any:
+    """Start the processes that are asked for; which of them this is."""
+    from dynbn_lightning.fitting import quiet_lightning
+    from dynbn_lightning.processes import start_processes
+
+    with quiet_lightning():
+        return start_processes(**_runs_on(options))
+
+
 def detector_fit(options: Namespace, console: Console) -> None:
     """`dynbn detector fit`."""
     from lightning.pytorch import seed_everything
 
     from dynbn_lightning.fitting import DETECTOR_EPOCHS, fit_detector
 
+    process = _start(options)
     seed_everything(options.seed, verbose=False)
-    data = _datamodule(options)
-    data.prepare_data()
     path = options.output / "detector.ckpt"
     epochs = options.epochs or DETECTOR_EPOCHS[options.network]
-    detector = fit_detector(data, epochs, output=path, network=options.network, accelerator=options.accelerator)
+    detector = fit_detector(_datamodule(options), epochs, output=path, network=options.network, **_runs_on(options))
+    if not process.is_global_zero:
+        return
     accuracy = detector.trainer.callback_metrics["val/acc"]
     console.print(f"{path}: {len(detector.rows)} rows, accuracy {accuracy:.1%} on held-out training images")
 
@@ -62,24 +89,32 @@ def detector_fit(options: Namespace, console: Console) -> None:
 def bank_build(options: Namespace, console: Console) -> None:
     """`dynbn bank build`."""
     from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank
-    from dynbn_lightning.fitting import device_of
+    from dynbn_lightning.batchnorm.ranks import do_on_first_rank
+    from dynbn_lightning.processes import prepare
 
+    process = _start(options)
     model = _load(options)
     data = _datamodule(options, model.input_normalization)
-    data.prepare_data()
-    device = device_of(options.accelerator)
+    prepare(data, process.local_rank)
+    device = process.device
     loaders = data.row_loaders(images_per_row=options.images_per_row, device=device)
     path = options.output / "bank.safetensors"
-    bank = None
-    if options.quantile_count is not None and not (options.output / "quantiles.safetensors").is_file():
-        bank = _made_before(path, model, loaders, options.skip)  # finished before the quantiles were interrupted
+
+    def finished() -> Any:
+        if options.quantile_count is None or (options.output / "quantiles.safetensors").is_file():
+            return None
+        return _made_before(path, model, loaders, options.skip)  # before the quantiles were interrupted
+
+    bank = do_on_first_rank(finished)
     if bank is None:
         bank = BNStatsBank.collect(model.to(device), loaders, skip=options.skip, path=path)
-    console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")
+    if process.is_global_zero:
+        console.print(f"{path}: {len(bank)} rows of {len(bank.layers)} layers, {bank.mean.shape[1]} channels")
     if options.quantile_count is not None:
         path = options.output / "quantiles.safetensors"
         QuantileBank.collect(model.to(device), loaders, count=options.quantile_count, skip=options.skip, path=path)
-        console.print(f"{path}: {options.quantile_count} quantiles of each channel in the same rows")
+        if process.is_global_zero:
+            console.print(f"{path}: {options.quantile_count} quantiles of each channel in the same rows")
 
 
 def _made_before(path: Path, model: Any, loaders: Any, skip: list[str]) -> Any:
@@ -147,9 +182,9 @@ def evaluate(options: Namespace, console: Console) -> None:
     needed_quantiles(methods, bank, quantiles)
     if bank is not None:
         check_bank(methods, bank)
+    process = _start(options)
     model = _load(options)
     data = _datamodule(options, model.input_normalization)
-    data.prepare_data()
     results = evaluate(
         model,
         data,
@@ -164,8 +199,10 @@ def evaluate(options: Namespace, console: Console) -> None:
             "model": options.model,
             "checkpoint": None if options.checkpoint is None else options.checkpoint.name,
         },
-        accelerator=options.accelerator,
+        **_runs_on(options),
     )
+    if not process.is_global_zero:
+        return
     console.print(results_table(results))
     _write_report([options.output], options.output, None, console)
 
@@ -223,7 +260,7 @@ def figures(options: Namespace, console: Console) -> None:
 def corrupt(options: Namespace, console: Console) -> None:
     """`dynbn corrupt`."""
     from dynbn_lightning.corrupted_set import write_corrupted_set
-    from dynbn_lightning.corruptions import CORRUPTIONS
+    from dynbn_lightning.corruptions import CORRUPTIONS, SEVERITIES
     from dynbn_lightning.fitting import device_of
 
     made = write_corrupted_set(
@@ -231,7 +268,7 @@ def corrupt(options: Namespace, console: Console) -> None:
         options.output,
         root=options.root,
         corruptions=CORRUPTIONS if options.corruptions is None else options.corruptions,
-        severities=options.severities,
+        severities=SEVERITIES if options.severities is None else options.severities,
         preset=options.preset,
         layout=options.layout,
         image_format=options.image_format,

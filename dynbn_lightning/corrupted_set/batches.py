@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from dynbn_lightning.corrupted_set.layouts import Missing, Pixels
 from dynbn_lightning.corruptions import Cell
-from dynbn_lightning.datamodules.batches import corrupt_pixels
+from dynbn_lightning.datamodules.batches import PixelBatch, corrupt_pixels
 from dynbn_lightning.datamodules.images import PixelDataset
-from dynbn_lightning.datamodules.streams import make_loader
+from dynbn_lightning.datamodules.row_loaders import Batches
+from dynbn_lightning.datamodules.skipping import check_batch
+from dynbn_lightning.datamodules.streams import make_loader, pairs_of
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,23 @@ class CorruptedBatches:
     num_workers: int
     device: torch.device
 
-    def plain(self, indices: Sequence[int]) -> DataLoader[Any]:
+    def plain(self, indices: Sequence[int]) -> Batches[PixelBatch]:
         """The images of these numbers as they are."""
-        return make_loader(
+        loader = make_loader(
             self.images,
-            [[(index, None) for index in indices]],
+            [pairs_of(indices)],
             split="test",
             form="predict",
             batch_size=self.batch_size,
             num_workers=self.num_workers,
         )
+
+        def checked() -> Iterator[PixelBatch]:
+            for batch in loader:
+                check_batch(batch, self.images)
+                yield batch
+
+        return Batches(checked, len(loader))
 
     def corrupted(self, corruption: str, wanted: Missing) -> Iterator[tuple[Cell, list[int], Pixels]]:
         """Of each cell the images that are wanted in it, (N, H, W, 3), with their numbers."""

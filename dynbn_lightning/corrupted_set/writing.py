@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,10 +26,11 @@ from dynbn_lightning.corrupted_set.layouts import (
 )
 from dynbn_lightning.corrupted_set.manifest import Manifest
 from dynbn_lightning.corruptions import CORRUPTIONS, SEVERITIES, Cell, cells_of, corrupt, resolve_preset
+from dynbn_lightning.corruptions.cells import check_corruption
 from dynbn_lightning.datamodules.images import PixelDataset
 from dynbn_lightning.datamodules.sources import NAMED_SOURCES, open_test_images
-from dynbn_lightning.errors import DataError, DynBNError, OutputError, did_you_mean, first_few
-from dynbn_lightning.files import check_output_folder
+from dynbn_lightning.errors import DataError, OutputError, did_you_mean, first_few
+from dynbn_lightning.files import check_output_folder, only_writer, os_errors_named
 from dynbn_lightning.progress import progress_bar
 
 MANIFEST = "dynbn_corrupt.json"
@@ -114,10 +114,12 @@ def write_corrupted_set(
             three channels or differ in size; before anything is written.
         CorruptionError: for unknown corruptions, severities or presets, and frost textures that cannot be used.
         OutputError: if `output` cannot be written to, lies in the source folder, holds another corrupted set or files
-            that this one would overwrite.
+            that this one would overwrite, or if another process is writing there.
     """
     output = Path(output)
     cells = tuple(cells_of(corruptions, severities))
+    for corruption in corruptions:
+        check_corruption(corruption)
     resolve_preset(preset, 32, 32)  # an unknown preset is refused here
     _check_choices(corruptions, severities, layout, image_format)
     for name, number, least in (
@@ -162,7 +164,7 @@ def write_corrupted_set(
         },
     )
     batches = CorruptedBatches(images, preset, seed, frost_textures, batch_size, num_workers, torch.device(device))
-    with _os_errors_named(output):
+    with os_errors_named(output), only_writer(output):
         if manifest.is_there():
             manifest.check()
         else:
@@ -253,13 +255,3 @@ def _check_same_size(batch: Any, size: tuple[int, int]) -> None:
             f"image {batch.indices[0]} is {found[0]} x {found[1]}, image 0 is {size[0]} x {size[1]}: pass image_size= "
             "to resize and crop them all to one size"
         )
-
-
-@contextmanager
-def _os_errors_named(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except DynBNError:
-        raise
-    except OSError as error:
-        raise OutputError(f"writing to {output} stopped: {error}; whole files are kept") from error

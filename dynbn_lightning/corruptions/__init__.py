@@ -1,10 +1,12 @@
-"""The 19 corruptions of the benchmark on batches of images, on the device where they lie."""
+"""The 19 corruptions of the benchmark on batches of images, and the names of those in released sets."""
 
 from dynbn_lightning.corruptions.cells import (
+    ALL_CORRUPTIONS,
     CLEAN,
     COMMON_CORRUPTIONS,
     CORRUPTIONS,
     EXTRA_CORRUPTIONS,
+    RELEASED_CORRUPTIONS,
     SEVERITIES,
     Cell,
     cells_of,
@@ -15,11 +17,13 @@ from dynbn_lightning.corruptions.textures import texture_files
 from dynbn_lightning.corruptions.transform import Corrupt
 
 __all__ = [
+    "ALL_CORRUPTIONS",
     "CLEAN",
     "COMMON_CORRUPTIONS",
     "CORRUPTIONS",
     "EXTRA_CORRUPTIONS",
     "PRESETS",
+    "RELEASED_CORRUPTIONS",
     "SEVERITIES",
     "Cell",
     "Corrupt",

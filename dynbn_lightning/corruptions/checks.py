@@ -71,6 +71,9 @@ def check_cells(name: str | Sequence[str], severity: int | Sequence[int] | Tenso
         severities = [0 if name == CLEAN else severity for name in names]
     # Not a set, whose order differs from process to process: the first misfit is named.
     cells = {pair: Cell(*pair) for pair in dict.fromkeys(zip(names, severities, strict=True))}
+    for cell in cells.values():
+        if not cell.is_clean:
+            check_corruption(cell.corruption)
     return [cells[pair] for pair in zip(names, severities, strict=True)]
 
 

@@ -17,6 +17,33 @@ Split = Literal["train", "validation", "test"]
 Form = Literal["detector", "classifier", "predict"]
 
 
+class Skipped(NamedTuple):
+    """An image that could not be read and was left out of its batch."""
+
+    number: int
+    """Its number in its split."""
+    code: int | None
+    """`Cell.code` of the cell that it was to be shown in; None where that is drawn later."""
+    path: str | None
+    """Its file, if it is known."""
+    why: str
+    """What is wrong with it."""
+
+
+class OddImage(NamedTuple):
+    """An image whose size is not that of the first one of its batch."""
+
+    number: int
+    """Its number in its split."""
+    code: int | None
+    """`Cell.code` of the cell that it is shown in; None where that is drawn later."""
+    shape: tuple[int, ...]
+    first: int
+    """The number of the first one."""
+    expected: tuple[int, ...]
+    """The shape of the first one."""
+
+
 class PixelBatch(NamedTuple):
     """What a loader yields: moved to the device as it is, corrupted and normalised there.
 
@@ -33,6 +60,12 @@ class PixelBatch(NamedTuple):
     """Each image's `Cell.code`; None while fitting, where cells are drawn anew every epoch."""
     split: str
     form: str
+    skipped: tuple[Skipped, ...] = ()
+    """The images that belong here and could not be read."""
+    classes: tuple[int, ...] = ()
+    """The labels once more, for those who ask on the host."""
+    odd: OddImage | None = None
+    """An image that can't be stacked on the others; then there are none in the batch."""
 
 
 class DrawnBatch(NamedTuple):
@@ -58,11 +91,15 @@ class BatchInfo:
         indices: each image's number in its split.
         cells: each image's `Cell.code`, (N,) int64 on the batch's device.
         names: each image's cell by name.
+        labels: each image's class, on the host; empty where the batch has none.
+        classes: how many classes the data set says there are; None if it doesn't.
     """
 
     indices: tuple[int, ...]
     cells: Tensor
     names: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+    classes: int | None = None
 
 
 def batch_info_of(trainer: Any) -> BatchInfo | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,16 +15,29 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..corruptions import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, Cell, cells_of, resolve_preset, texture_files
-from ..errors import DataError, did_you_mean
+from ..corruptions import CLEAN, Cell, cells_of
+from ..errors import DataError
 from ..models.normalization import Normalization
+from .batch_shares import (
+    check_enough_batches,
+    limit_of,
+    refuse_collectives_in_steps,
+    share_of_process,
+    share_of_trainer,
+)
 from .batches import BatchInfo, DrawnBatch, PixelBatch, corrupt_pixels, shift_and_flip
-from .drawn_cells import Part, cell_of_row, drawn_cell, images_of_part
+from .classes import number_of_classes
+from .drawn_cells import Part, cell_of_row, draw_pair, drawn_cell, images_of_part, split_of
+from .image_files import OnError
 from .images import PixelDataset
+from .opened_images import OpenedImages
+from .options import check_corrupting, check_fractions, check_known, check_numbers, check_start, chosen_cells
+from .provenance import made_images, read_images
+from .released import ReleasedSet
 from .row_loaders import Batches, RowLoaders
-from .seeds import hashed_random
-from .sources import Source, check_source, open_source
-from .streams import STREAMS, Stream, make_loader, stream_pairs
+from .skipping import SkippedImage, SkippedImages
+from .sources import check_source
+from .streams import Pairs, Stream, loader_names, make_loader, pairs_of, stream_pairs
 
 Task = Literal["detector", "classifier"]
 Granularity = Literal["corruption", "cell"]
@@ -51,7 +64,8 @@ class CorruptionDataModule(LightningDataModule):
             `train/` and `test/` or `val/` in the layout of torchvision's `ImageFolder`, or training images: a
             map-style data set of (image, label), or a folder of class folders.
         test: test images, where `source` doesn't bring its own: a data set or a folder of class folders. With
-            `source=None` there is nothing to fit on.
+            `source=None` there is nothing to fit on. Or a released set, `CIFAR10C()` for instance: then tests read its
+            images, nothing is corrupted, and `source` is for fitting and the bank alone.
         root: folder of torchvision's data sets.
         batch_size: images per batch.
         normalization: what the model was trained with: a name in `models.NORMALIZATIONS` (`"imagenet"`, `"cifar10"`,
@@ -62,8 +76,8 @@ class CorruptionDataModule(LightningDataModule):
             loader; or `"correlated"`, a loader per cell with labels in runs. `stream_names` names the loaders.
         concentration: of the Dirichlet distribution that the correlated stream deals labels by; small ones make long
             runs.
-        corruptions: names of corruptions; by default the 15 of the benchmark.
-        severities: from 1 to 5.
+        corruptions: names of corruptions; by default the 15 of the benchmark, or those of the released set.
+        severities: from 1 to 5; by default all, or those of the released set.
         row_per: a row per `"corruption"`, over its severities, or per `"cell"`.
         preset: severity constants, `"imagenet"`, `"tiny_imagenet"`, `"cifar"`, or `"auto"` by image size.
         frost_textures: folder of photographs of ice for `frost`, such as the published ones; None takes generated ones.
@@ -71,6 +85,8 @@ class CorruptionDataModule(LightningDataModule):
         validation_fraction: part of the training images held out from fitting and from the bank.
         seed: of corruptions, splits and orders.
         num_workers: loader processes.
+        on_error: what to do with images that can't be read: `"raise"` an error that names the file, or `"skip"` them;
+            then a warning names each file once, `skipped` has them all, and results say how many there were.
 
     Raises:
         DataError: for sources, streams or normalisations that don't exist, before any work.
@@ -79,16 +95,18 @@ class CorruptionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str | Path | Dataset[Any] | None = "shapes",
-        test: str | Path | Dataset[Any] | None = None,
+        # For YAML: jsonargparse takes subclasses of plain classes, no Dataset[Any], and reads and prints class paths
+        # as text where another type comes first.
+        source: Dataset | str | Path | None = "shapes",  # type: ignore[type-arg]
+        test: Dataset | str | Path | None = None,  # type: ignore[type-arg]
         root: str | Path = "data",
         batch_size: int = 128,
         normalization: str | Normalization | Sequence[Sequence[float]] | None = None,
         task: Task = "detector",
         stream: Stream = "mixed",
         concentration: float = 0.1,
-        corruptions: Sequence[str] = COMMON_CORRUPTIONS,
-        severities: Sequence[int] = SEVERITIES,
+        corruptions: Sequence[str] | None = None,
+        severities: Sequence[int] | None = None,
         row_per: Granularity = "corruption",
         preset: str = "auto",
         frost_textures: str | Path | None = None,
@@ -96,85 +114,82 @@ class CorruptionDataModule(LightningDataModule):
         validation_fraction: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
         check_source(source, test)
-        for name, value, known in (
-            ("task", task, get_args(Task)),
-            ("stream", stream, STREAMS),
-            ("row_per", row_per, get_args(Granularity)),
-        ):
-            if value not in known:
-                raise DataError(f"{name}={value!r}: {did_you_mean(str(value), known)}")
-        for name, number, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("image_size", 1 if image_size is None else image_size, 1),
-        ):
-            if number < least:
-                raise DataError(f"{name}={number!r}: expected a whole number of at least {least}")
-        for name, values in (("corruptions", corruptions), ("severities", severities)):
-            if isinstance(values, str) or not values or len(set(values)) != len(values):
-                raise DataError(f"{name}={values!r}: expected one or more different ones")
-        if not 0 < validation_fraction < 1:
-            raise DataError(f"validation_fraction={validation_fraction!r} is not between 0 and 1")
+        check_known(task=(task, Task), stream=(stream, Stream))
+        check_known(row_per=(row_per, Granularity), on_error=(on_error, OnError))
+        check_numbers(batch_size=(batch_size, 1), num_workers=(num_workers, 0), image_size=(image_size, 1))
+        corruptions, severities = chosen_cells(test, corruptions, severities, image_size)
+        check_fractions(validation_fraction, concentration)
+        check_corrupting(preset, frost_textures)
         self.source, self.test, self.root = source, test, root
         self.batch_size, self.num_workers = batch_size, num_workers
         self.normalization = Normalization.of(normalization)
-        if not 0 < concentration < float("inf"):
-            raise DataError(f"concentration={concentration!r}: expected a number above 0")
         self.task, self.stream, self.concentration = task, stream, concentration
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
-        self.cells = [Cell.clean(), *cells_of(self.corruptions, self.severities)]
-        self.row_per, self.preset = row_per, preset
+        self._cells = [Cell.clean(), *cells_of(self.corruptions, self.severities)]
+        self.row_per, self.preset, self.frost_textures = row_per, preset, frost_textures
         self.image_size, self.validation_fraction, self.seed = image_size, validation_fraction, seed
-        resolve_preset(preset, 32, 32)  # an unknown preset is refused here
-        self.frost_textures = frost_textures
-        if frost_textures is not None:
-            texture_files(frost_textures)  # and a folder without photographs
-        self.batch_info: BatchInfo | None = None
-        self._begin_at = (0, 0)
+        self.on_error, self._skipped = on_error, SkippedImages()
+        self.batch_info, self._begin_at = cast("BatchInfo | None", None), (0, 0)
+        self._batches: list[int] = []  # of each test loader, for all processes together
 
     # What there is
+
+    def __str__(self) -> str:
+        given = {"source": self.source, "test": self.test}
+        said = [f"{name}={_in_words(images)}" for name, images in given.items()]
+        said += [f"corruptions={self.corruptions}", f"severities={self.severities}", f"stream={self.stream!r}"]
+        return f"{type(self).__name__}({', '.join(said)})"  # Lightning's would open all loaders, and so download
+
+    __repr__ = __str__
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells that test images are shown in: clean, if there are clean images, and the chosen ones."""
+        return self._images.cells if isinstance(self.test, ReleasedSet) else self._cells
+
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        """The images that could not be read and were left out: (cell name or None, number, file), each cell once."""
+        return self._skipped.all()
+
+    @property
+    def skipped_now(self) -> list[SkippedImage]:
+        """Those of the present run of the Trainer, or of the last one, on this process."""
+        return self._skipped.now()
 
     @property
     def rows(self) -> tuple[str, ...]:
         """The names of the rows: `clean`, then `fog` and so on, or `fog/1` and so on."""
         if self.row_per == "cell":
-            return tuple(cell.name for cell in self.cells)
+            return tuple(cell.name for cell in self._cells)
         return (CLEAN, *self.corruptions)
 
     @property
     def stream_names(self) -> list[str]:
         """The names of the test loaders: a cell each, or the stream's where it has but one."""
-        return [self.stream] if self.stream in ("mixed", "continual") else [cell.name for cell in self.cells]
+        return loader_names(self.stream, self.cells)
 
     @cached_property
-    def _source(self) -> Source:
-        return open_source(self.source, self.test, self.root)
+    def _images(self) -> OpenedImages:
+        return OpenedImages(self)
 
-    @cached_property
+    @property
     def train_images(self) -> PixelDataset:
         """All training images; detector, bank and classifier never see others."""
-        if self._source.train is None:
-            raise DataError("there are no training images: pass them as source=")
-        return PixelDataset(self._source.train, self.image_size)
+        return self._images.train
 
-    @cached_property
+    @property
     def test_images(self) -> PixelDataset:
         """The test images."""
-        if self._source.test is None:
-            raise DataError("there are no test images: pass them as test=")
-        return PixelDataset(self._source.test, self.image_size)
+        return self._images.test
 
     @cached_property
     def _split(self) -> tuple[list[int], list[int]]:
-        count = len(self.train_images)
-        held_out = round(count * self.validation_fraction)
-        if not 0 < held_out < count:
-            raise DataError(f"{count} training images are too few to hold {self.validation_fraction:.0%} out")
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return order[held_out:], order[:held_out]
+        return split_of(len(self.train_images), self.validation_fraction, self.seed)
 
     def showing(
         self, stream: Stream | None = None, batch_size: int | None = None, begin_at: tuple[int, int] = (0, 0)
@@ -191,32 +206,26 @@ class CorruptionDataModule(LightningDataModule):
         shown._begin_at = begin_at
         return shown
 
-    def provenance(self) -> dict[str, Any]:
-        """What a bank or a report should say about this data: source, preset, normalisation, severities, seed."""
-        images = self.test_images if self._source.train is None else self.train_images
-        height, width = images[0][0].shape[-2:]
-        return {
-            "source": self._source.name,
-            "preset": resolve_preset(self.preset, height, width),
-            "frost_textures": "generated" if self.frost_textures is None else str(self.frost_textures),
-            "normalization": self.normalization.to_dict(),
-            "severities": list(self.severities),
-            "image_size": [height, width],
-            "seed": self.seed,
-            "validation_fraction": self.validation_fraction,
-        }
+    def provenance(self, *, tested: bool = False) -> dict[str, Any]:
+        """What a bank, or of the `tested` images a report, says: source, preset, normalisation, severities, seed."""
+        if isinstance(self.test, ReleasedSet) and (tested or self.source is None):
+            return read_images(self, self.test)
+        return made_images(self, self._images.training)
 
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Download a named torchvision data set that isn't there yet; on several processes, one does it."""
-        _ = self._source
+        """Download a named torchvision data set or a released set that isn't there yet; one process does it."""
+        self._images.prepare()
 
     def setup(self, stage: str) -> None:
         """Forget the last batch, which a run that was interrupted may have left."""
         self.batch_info = None
+        self._skipped.begin()
 
-    teardown = setup
+    def teardown(self, stage: str) -> None:
+        """Forget the last batch."""
+        self.batch_info = None
 
     def on_exception(self, exception: BaseException) -> None:
         """Forget the last batch."""
@@ -224,15 +233,14 @@ class CorruptionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training images that are not held out."""
-        pairs = [(index, None) for index in self._split[0]]
+        pairs = pairs_of(self._split[0])
         return self._loader(self.train_images, [pairs], split="train", form=self.task, shuffle_seed=self.seed)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The held-out training images: for the task while fitting, in the stream's cells when validating alone."""
         held_out = self._split[1]
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            pairs = [(index, None) for index in held_out]
-            return self._loader(self.train_images, [pairs], split="validation", form=self.task)
+            return self._loader(self.train_images, [pairs_of(held_out)], split="validation", form=self.task)
         return self._stream_loaders(self.train_images, held_out, split="validation", form="classifier")
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -246,6 +254,7 @@ class CorruptionDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Corrupt, quantise and normalise on the device, then let the LightningModule's own hook have the batch."""
         if isinstance(batch, PixelBatch):
+            refuse_collectives_in_steps(self.trainer, self._batches)
             batch = self._finish(batch, epoch=self.trainer.current_epoch if self.trainer else 0)
             if self.trainer is not None:
                 # Loaders yield 8-bit pixels, which the precision plugin left alone before the transfer.
@@ -262,6 +271,8 @@ class CorruptionDataModule(LightningDataModule):
         self, *, images_per_row: int | None = None, batch_size: int = 500, device: str | torch.device = "cpu"
     ) -> RowLoaders:
         """The image batches that each row of a bank is measured on: training images, none of them held out.
+
+        Where `torch.distributed` runs, those of this process: `BNStatsBank.collect` merges what all have measured.
 
         Args:
             images_per_row: at most so many images for each row, the same ones for all rows; by default 2,000 for a row
@@ -280,14 +291,17 @@ class CorruptionDataModule(LightningDataModule):
         indices = self._split[0][:images_per_row]
         count = -(-len(indices) // batch_size)
         batch_size = -(-len(indices) // count)
+        share = share_of_process()
 
         def batches_of(row: str) -> Iterator[Tensor]:
-            pairs = [(index, self._cell_of(row, index).code) for index in indices]
-            for batch in self._loader(self.train_images, [pairs], split="train", form="predict", batch_size=batch_size):
+            pairs = pairs_of(indices, [self._cell_of(row, index).code for index in indices])
+            options: dict[str, Any] = {"split": "train", "form": "predict", "batch_size": batch_size, "share": share}
+            for batch in self._loader(self.train_images, [pairs], **options):
                 yield self._finish(batch._replace(pixels=batch.pixels.to(device)), epoch=-1)
             self.batch_info = None
 
-        batches = {row: Batches(lambda row=row: batches_of(row), count) for row in self.rows}  # type: ignore[misc]
+        of_this = len(range(share[0], count, share[1]))
+        batches = {row: Batches(lambda row=row: batches_of(row), of_this) for row in self.rows}  # type: ignore[misc]
         measured_on = {"images_per_row": images_per_row, "batch_size": batch_size}
         return RowLoaders(batches, {**self.provenance(), **measured_on})
 
@@ -318,47 +332,30 @@ class CorruptionDataModule(LightningDataModule):
             DataError: if there are no training images, one of the numbers is not positive, the part is unknown, or
                 more batches are to be left out than there are.
         """
-        if part not in get_args(Part):
-            raise DataError(f"part={part!r}: {did_you_mean(str(part), get_args(Part))}")
-        if images < 1 or batch_size < 1:
-            raise DataError(f"images={images!r} and batch_size={batch_size!r} must be at least 1")
+        check_known(part=(part, Part))
+        check_numbers(images=(images, 1), batch_size=(batch_size, 1))
         indices = images_of_part(*self._split, part)
-        if not indices:
-            raise DataError(f"{len(self._split[1])} held-out training images are too few: raise validation_fraction")
         count = -(-images // batch_size)
-        if not 0 <= start <= count:
-            raise DataError(f"start={start!r}: expected a number of batches to leave out, from 0 to all {count}")
-        corruptions = (CLEAN, *self.corruptions) if clean else self.corruptions
-
-        def draw(position: int) -> tuple[int, int]:
-            random = hashed_random("drawn", self.seed, part, position)
-            index = random.choice(indices)
-            return index, self._cell_of(random.choice(corruptions), index, position).code
+        check_start(start, count)
+        rows = (CLEAN, *self.corruptions) if clean else self.corruptions
+        draw = partial(draw_pair, indices=indices, rows=rows, severities=self.severities, seed=self.seed, part=part)
 
         def batches() -> Iterator[DrawnBatch]:
-            pairs = [draw(position) for position in range(start * batch_size, count * batch_size)]
+            drawn = [draw(position) for position in range(start * batch_size, count * batch_size)]
+            pairs = pairs_of([index for index, _ in drawn], [code for _, code in drawn])
             options: dict[str, Any] = {"split": "train", "form": "classifier", "batch_size": batch_size}
             for number, batch in enumerate(self._loader(self.train_images, [pairs], **options), start):
-                batch = batch._replace(pixels=batch.pixels.to(device), labels=batch.labels.to(device))
-                corrupted = self._corrupted(batch, epoch=number)
-                rows = torch.tensor([self._row_of(Cell.from_code(code)) for code in batch.cells], device=device)
-                yield DrawnBatch(
-                    self.normalization.apply(corrupted.float() / 255),
-                    self.normalization.apply(batch.pixels.float() / 255),
-                    batch.labels,
-                    rows,
-                    batch.indices,
-                )
+                moved = batch._replace(pixels=batch.pixels.to(device), labels=batch.labels.to(device))
+                yield self._drawn(moved, number)
             self.batch_info = None
 
         return Batches(batches, count - start)
 
     # How a batch is made
 
-    def _loader(
-        self, images: PixelDataset, parts: Sequence[Sequence[tuple[int, int | None]]], **options: Any
-    ) -> DataLoader[Any]:
-        return make_loader(images, parts, **{"batch_size": self.batch_size, "num_workers": self.num_workers, **options})
+    def _loader(self, images: PixelDataset, parts: Sequence[Pairs], **options: Any) -> DataLoader[Any]:
+        options = {"batch_size": self.batch_size, "num_workers": self.num_workers, **options}
+        return make_loader(images, parts, **options)
 
     def _stream_loaders(
         self, images: PixelDataset, indices: Sequence[int], *, split: str, form: str
@@ -366,16 +363,22 @@ class CorruptionDataModule(LightningDataModule):
         if form == "classifier" and self.trainer is not None:
             # A detector is tested on what it is trained on: pixels and rows.
             form = "detector" if getattr(self.trainer.lightning_module, "rows", None) == self.rows else form
-        labels = [images.labels[index] for index in indices] if self.stream == "correlated" else [0] * len(indices)
+        labels = [images.labels[index] for index in indices] if self.stream == "correlated" else ()
         first_loader, first_batch = self._begin_at
-        of_loaders = stream_pairs(labels, self.cells, self.stream, self.seed, self.concentration)[first_loader:]
+        cells = self.cells if split == "test" else self._cells
+        of_loaders = stream_pairs(indices, labels, cells, self.stream, self.seed, self.concentration)[first_loader:]
+        self._batches = [sum(-(-len(part) // self.batch_size) for part in parts) for parts in of_loaders]
+        share = share_of_trainer(self.trainer)
+        names = loader_names(self.stream, cells)[first_loader:]
+        check_enough_batches(self._batches, names, share, limit_of(self.trainer))
         loaders = [
             self._loader(
                 images,
-                [[(indices[place], code) for place, code in part] for part in parts],
+                parts,
                 split=split,
                 form=form,
                 first_batch=0 if number else first_batch,
+                share=share,
             )
             for number, parts in enumerate(of_loaders)
         ]
@@ -384,13 +387,14 @@ class CorruptionDataModule(LightningDataModule):
     def _cell_of(self, row: str, index: int, epoch: int = -1) -> Cell:
         return cell_of_row(row, self.severities, seed=self.seed, index=index, epoch=epoch)
 
-    def _draw_cell(self, index: int, epoch: int) -> Cell:
-        return drawn_cell(self.corruptions, self.severities, seed=self.seed, index=index, epoch=epoch)
-
     def _row_of(self, cell: Cell) -> int:
         return self.rows.index(cell.name if self.row_per == "cell" else cell.corruption)
 
+    def _images_of(self, batch: PixelBatch) -> PixelDataset:
+        return self.test_images if batch.split == "test" else self.train_images
+
     def _finish(self, batch: PixelBatch, epoch: int) -> Any:
+        self._skipped.note(batch, self._images_of(batch))
         if batch.form == "classifier" and batch.cells is None:
             clean = batch._replace(cells=(0,) * len(batch.indices))
             if batch.split == "train":
@@ -400,7 +404,8 @@ class CorruptionDataModule(LightningDataModule):
         if batch.form == "detector":
             epoch = epoch if batch.split == "train" else -1
             if batch.cells is None:
-                cells = [self._draw_cell(index, epoch) for index in batch.indices]
+                options: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
+                cells = [drawn_cell(self.corruptions, self.severities, index=at, **options) for at in batch.indices]
                 batch = batch._replace(cells=tuple(cell.code for cell in cells))
             pixels = self._corrupted(batch, epoch)
             rows = [self._row_of(Cell.from_code(code)) for code in batch.cells or ()]
@@ -408,11 +413,22 @@ class CorruptionDataModule(LightningDataModule):
         images = self._normalized(batch)
         return images if batch.form == "predict" else (images, batch.labels)
 
+    def _drawn(self, batch: PixelBatch, number: int) -> DrawnBatch:
+        self._skipped.note(batch, self._images_of(batch))
+        corrupted = self._corrupted(batch, epoch=number)
+        rows = torch.tensor([self._row_of(Cell.from_code(code)) for code in batch.cells or ()])
+        images, clean = (self.normalization.apply(pixels.float() / 255) for pixels in (corrupted, batch.pixels))
+        return DrawnBatch(images, clean, batch.labels, rows.to(batch.pixels.device), batch.indices)
+
     def _corrupted(self, batch: PixelBatch, epoch: int) -> Tensor:
         assert batch.cells is not None
         codes, device = batch.cells, batch.pixels.device
         names = tuple(Cell.from_code(code).name for code in codes)
-        self.batch_info = BatchInfo(batch.indices, torch.tensor(codes, device=device), names)
+        labels = batch.classes if batch.form == "classifier" else ()  # a detector's are rows
+        classes = number_of_classes(self._images_of(batch).dataset)
+        self.batch_info = BatchInfo(batch.indices, torch.tensor(codes, device=device), names, labels, classes)
+        if batch.split == "test" and isinstance(self.test, ReleasedSet):
+            return batch.pixels  # read in their cells
         # Held-out images are training images by number, so their draws must not follow the split's name.
         split = "test" if batch.split == "test" else "train"
         return corrupt_pixels(
@@ -428,3 +444,7 @@ class CorruptionDataModule(LightningDataModule):
 
     def _normalized(self, batch: PixelBatch) -> Tensor:
         return self.normalization.apply(self._corrupted(batch, epoch=-1).float() / 255)
+
+
+def _in_words(images: Any) -> str:
+    return repr(images) if images is None or isinstance(images, (str, Path, ReleasedSet)) else type(images).__name__

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from ..errors import DataError
+from ..errors import DataError, UnreadableImageError
+from .image_files import OnError, file_of, read
 
 _CACHE_BYTES = 512 * 2**20
-_SPREAD = 64
+SPREAD = 64
 
 
 class PixelDataset(Dataset[tuple[Tensor, int]]):
@@ -29,20 +30,29 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
             uint8 array (H, W, C).
         image_size: if given, images of another size are resized so that their shorter side is 8/7 of it (256 for
             224) and their centre is cropped; images that have this size already are left alone.
+        on_error: whether those who ask for many images leave out what can't be read (`"skip"`) or not (`"raise"`).
+        kept_bytes: keep no more decoded pixels than these.
 
     Raises:
+        UnreadableImageError: on access, for an item that can't be read, with its number and file.
         DataError: on access, for an item that is not such a pair, with its number.
     """
 
-    def __init__(self, dataset: Dataset[Any], image_size: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        image_size: int | None = None,
+        on_error: OnError = "raise",
+        kept_bytes: int = _CACHE_BYTES,
+    ) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise DataError(f"{type(dataset).__name__} is not a map-style data set: it needs __getitem__ and __len__")
         if len(cast(Any, dataset)) == 0:
             raise DataError(f"{type(dataset).__name__} is empty")
         self.dataset = dataset
-        self.image_size = image_size
+        self.image_size, self.on_error = image_size, on_error
         self._cache: dict[int, tuple[Tensor, int]] = {}
-        self._cached_bytes = 0
+        self._cached_bytes, self._kept_bytes = 0, kept_bytes
 
     def __len__(self) -> int:
         return len(cast(Any, self.dataset))
@@ -50,38 +60,92 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if index in self._cache:
             return self._cache[index]
+        item = read(
+            lambda: self.dataset[index], f"item {index} of {type(self.dataset).__name__}", self.path_of(index, None)
+        )
         try:
-            image, label, *_ = self.dataset[index]
-            pixels, number = self._resize(_to_pixels(image)), int(label)
+            image, label, *_ = item
+            pixels, number = self.resized(to_pixels(image)), int(label)
         except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise DataError(
                 f"item {index} of {type(self.dataset).__name__} cannot be used as an (image, label) pair: {error}"
             ) from error
-        if self._cached_bytes + pixels.numel() <= _CACHE_BYTES:
+        if self._cached_bytes + pixels.numel() <= self._kept_bytes:
             self._cache[index] = (pixels, number)
             self._cached_bytes += pixels.numel()
         return pixels, number
 
+    def read(self, index: int, code: int | None) -> tuple[Tensor, int]:
+        """An image that is to be shown in the cell of this `Cell.code`, and its class; here as it is, whatever cell."""
+        return self[index]
+
+    def path_of(self, index: int, code: int | None) -> str | None:
+        """The file of an image in a cell; None if it is not known."""
+        return file_of(self.dataset, index)
+
+    def can_be_read(self, index: int, code: int | None) -> bool:
+        """Whether an image can be read in a cell."""
+        try:
+            self.read(index, code)
+        except UnreadableImageError:
+            return False
+        return True
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the first image (that can be read, where others are left out)."""
+        for index in range(len(self)):
+            try:
+                channels, height, width = self[index][0].shape
+            except UnreadableImageError:
+                if self.on_error == "raise":
+                    raise
+            else:
+                return channels, height, width
+        raise DataError(f"none of the {len(self)} images of {type(self.dataset).__name__} can be read")
+
     @cached_property
     def labels(self) -> list[int]:
-        """The class of each image; read off the data set's `targets` where it has them, else from its items."""
+        """The class of each image, read off the data set's `targets` where it has them, else from its items.
+
+        An image that is left out because it can't be read has -1 where only its item would tell.
+        """
         targets = getattr(self.dataset, "targets", None)
         if targets is not None and len(targets) == len(self):
             return [int(target) for target in targets]
-        return [self[index][1] for index in range(len(self))]
+        return [self._label(index) for index in range(len(self))]
+
+    def _label(self, index: int) -> int:
+        try:
+            return self[index][1]
+        except UnreadableImageError:
+            if self.on_error == "raise":
+                raise
+            return -1
 
     @cached_property
     def fingerprint(self) -> str:
         """A fingerprint of how many images there are, and of pixels and classes of up to 64 spread over them."""
         count = len(self)
         digest = hashlib.sha256(str(count).encode())
-        for index in sorted({place * count // _SPREAD for place in range(_SPREAD)}):
-            pixels, label = self[index]
+        for index, code in self._looked_at():
+            try:
+                pixels, label = self.read(index, code)
+            except UnreadableImageError:
+                if self.on_error == "raise":
+                    raise
+                digest.update(b"unreadable")
+                continue
             digest.update(f"{tuple(pixels.shape)}{label}".encode())
             digest.update(pixels.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _resize(self, pixels: Tensor) -> Tensor:
+    def _looked_at(self) -> list[tuple[int, int | None]]:
+        """The images, and the cells, that the fingerprint is of."""
+        return [(index, None) for index in sorted({place * len(self) // SPREAD for place in range(SPREAD)})]
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """Pixels (C, H, W) at `image_size`."""
         size = self.image_size
         if size is None or pixels.shape[-2:] == (size, size):
             return pixels
@@ -89,7 +153,8 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         return cast(Tensor, transforms.center_crop(resized, [size, size]))
 
 
-def _to_pixels(image: Any) -> Tensor:
+def to_pixels(image: Any) -> Tensor:
+    """A PIL image, an array or a tensor as uint8 pixels (C, H, W); ValueError or TypeError for what is none of them."""
     if isinstance(image, Image.Image):
         return cast(Tensor, transforms.pil_to_tensor(image.convert("RGB")))
     if isinstance(image, np.ndarray):

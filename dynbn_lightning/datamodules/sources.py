@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from ..errors import DataError, did_you_mean, first_few
+from .released import RELEASED_SETS, ReleasedSet
+from .released.recognising import reader_for, reader_of_name
 from .shapes import ShapesDataset
 
 NAMED_SOURCES: tuple[str, ...] = ("shapes", "cifar10", "cifar100")
@@ -30,8 +32,14 @@ def check_source(source: str | Path | Dataset[Any] | None, test: str | Path | Da
     if source is None and test is None:
         raise DataError(f"no data source: pass a folder, a data set, or one of {', '.join(NAMED_SOURCES)}")
     for given in (source, test):
-        if isinstance(given, (str, Path)) and str(given) not in NAMED_SOURCES and not Path(given).is_dir():
-            hint = did_you_mean(str(given), NAMED_SOURCES)
+        if not isinstance(given, (str, Path)) or str(given) in NAMED_SOURCES:
+            continue
+        if Path(given).is_dir():
+            _refuse_released(Path(given))
+        else:
+            reader = reader_of_name(str(given), RELEASED_SETS)
+            hint = f"read that released set with CorruptionDataModule({reader})" if reader else ""
+            hint = hint or did_you_mean(str(given), NAMED_SOURCES)
             raise DataError(
                 f"there is no data folder {str(Path(given).absolute())!r}, nor a data set of that name; {hint}"
             )
@@ -55,6 +63,8 @@ def open_source(
         DataError: for missing folders, failed downloads, and training and test images of different classes.
     """
     check_source(source, test)
+    if isinstance(test, ReleasedSet):  # whose training images may not be needed: they are opened when they are
+        return Source(test.name, None, test)
     if isinstance(source, (str, Path)) and test is None:
         name = str(source)
         if name in NAMED_SOURCES:
@@ -63,6 +73,26 @@ def open_source(
         train_images, test_images = (_folder(_split_folder(folder, split)) for split in ("train", "test"))
         return _same_classes(Source(folder.name, train_images, test_images))
     return _same_classes(Source(_name(source or test), _open_images(source), _open_images(test)))
+
+
+def open_training_images(source: str | Path | Dataset[Any] | None, released: ReleasedSet, root: str | Path) -> Source:
+    """Open training images that stand beside a released set, and may have other test images.
+
+    Args:
+        source: a name in `NAMED_SOURCES`, a folder with `train/`, a folder of class folders, a data set, or None.
+        released: the test images.
+        root: where torchvision's data sets lie, or are downloaded to.
+
+    Raises:
+        DataError: for missing folders, failed downloads, and other classes than those of the test images.
+    """
+    if not isinstance(source, (str, Path)):
+        return _same_classes(Source(_name(source), source, released))
+    name, folder = str(source), Path(source)
+    if name in NAMED_SOURCES:
+        return _same_classes(Source(name, _named(name, root, "train"), released))
+    train = folder / "train"
+    return _same_classes(Source(folder.resolve().name, _folder(train if train.is_dir() else folder), released))
 
 
 def open_test_images(source: str | Path | Dataset[Any], root: str | Path) -> Source:
@@ -84,6 +114,14 @@ def open_test_images(source: str | Path | Dataset[Any], root: str | Path) -> Sou
         has_splits = any((folder / split).is_dir() for split in ("train", "test", "val"))
         return Source(folder.resolve().name, None, _folder(_split_folder(folder, "test") if has_splits else folder))
     return Source(_name(source), None, source)
+
+
+def _refuse_released(folder: Path) -> None:
+    if reader := reader_for(folder, RELEASED_SETS):
+        raise DataError(
+            f"{str(folder)!r} looks like corrupted images of a released set, which would be corrupted once more: read "
+            f"them with CorruptionDataModule({reader})"
+        )
 
 
 def _same_classes(source: Source) -> Source:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynbn_lightning.corruptions.cells import CLEAN, SEVERITIES, Cell, check_corruption, check_severity
+from dynbn_lightning.corruptions.cells import CLEAN, SEVERITIES, Cell, check_corruption_name, check_severity
 from dynbn_lightning.errors import DataError
 
 
@@ -31,7 +31,7 @@ class Baseline:
         clean: The error on clean images, 0 to 1; None where it is not known.
 
     Raises:
-        CorruptionError: If a corruption is not one of the 19.
+        CorruptionError: If a corruption is unknown.
         DataError: If a corruption has neither five errors nor one, or if an error is not from 0 to 1.
 
     Example:
@@ -46,7 +46,7 @@ class Baseline:
 
     def __post_init__(self) -> None:
         for corruption, errors in self.errors.items():
-            check_corruption(corruption)
+            check_corruption_name(corruption)
             if len(errors) not in (1, len(SEVERITIES)) or tuple(errors) == (None,):
                 raise DataError(
                     f"baseline {self.name!r} has {tuple(errors)!r} for {corruption!r}: expected five errors, at "
@@ -87,7 +87,7 @@ class Baseline:
         """The sum of the errors on a corruption over some of its severities.
 
         Args:
-            corruption: One of the 19.
+            corruption: Its name.
             severities: From 1 to 5, in any order, each counted once.
 
         Returns:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
-from dynbn_lightning.corruptions.cells import CORRUPTIONS, SEVERITIES, Cell
+from dynbn_lightning.corruptions.cells import ALL_CORRUPTIONS, SEVERITIES, Cell
 from dynbn_lightning.errors import CorruptionError
 from dynbn_lightning.metrics.outcomes import Outcomes, outcomes_of
 
-NUM_CELLS = 1 + len(CORRUPTIONS) * len(SEVERITIES)
+NUM_CELLS = 1 + len(ALL_CORRUPTIONS) * len(SEVERITIES)
 """How many cells there are, clean included: `Cell.code` goes from 0 to `NUM_CELLS` - 1."""
 
 NUM_BINS = 15
@@ -126,7 +126,7 @@ def scores_of(counts: Tensor) -> dict[str, CellScores]:
         counts: Sums of what `count_outcomes` returns, shape (`NUM_CELLS`, columns), int64, on any device.
 
     Returns:
-        Scores by the cell's name, `clean` first, then in the order of `CORRUPTIONS` and of severity.
+        Scores by the cell's name, `clean` first, then in the order of `ALL_CORRUPTIONS` and of severity.
 
     Raises:
         ValueError: If the counts have another shape or are no integers.
@@ -193,7 +193,7 @@ def sum_over_processes(state: Tensor, group: Any = None) -> list[Tensor]:
 class CellMetrics(Metric):
     """Accuracy, top-5 accuracy, NLL and calibration error of each cell that was seen, over batches and processes.
 
-    The state is one table of whole numbers, of fixed size (64 KiB), so that batches may mix any cells, processes may
+    The state is one table of whole numbers, of fixed size (153 KiB), so that batches may mix any cells, processes may
     have seen different ones, and the result does not depend on the order or the shares, to the last bit. Counting
     never waits for the device, and processes are summed up in one all-reduce, at `compute` only.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from dynbn_lightning.models.normalization import NORMALIZATIONS, Normalization
 
 def load_model(
     name: str,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: str | Path | None = None,
     num_classes: int | None = None,
     normalization: str | Normalization | Sequence[Sequence[float]] | None = None,
     pretrained: bool = True,

@@ -13,7 +13,9 @@ from torch.optim import SGD
 from torchmetrics import MeanMetric
 
 from dynbn_lightning.datamodules.batches import batch_info_of, knows_cells
+from dynbn_lightning.datamodules.classes import check_classes
 from dynbn_lightning.metrics import CellMetrics, Top1Accuracy, mean_over_corruptions
+from dynbn_lightning.modules.logged_values import SAME_ON_ALL
 from dynbn_lightning.modules.schedule import decay_groups, with_warmup_cosine
 
 
@@ -90,8 +92,8 @@ class ClassifierModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy over all validation batches."""
-        self.log("val/loss", self.val_loss.compute(), sync_dist=True)
-        self.log("val/acc", self.val_accuracy.compute(), prog_bar=True, sync_dist=True)
+        self.log("val/loss", self.val_loss.compute(), **SAME_ON_ALL)
+        self.log("val/acc", self.val_accuracy.compute(), prog_bar=True, **SAME_ON_ALL)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Count a batch for `test/acc` and, when its cells are known, for the scores of each cell.
@@ -101,8 +103,9 @@ class ClassifierModule(LightningModule):
         """
         images, labels = batch
         logits = self(images)
-        self.test_accuracy.update(logits, labels)
         info = batch_info_of(self.trainer)
+        check_classes(info, labels, logits.shape[1], first=batch_idx == dataloader_idx == 0)
+        self.test_accuracy.update(logits, labels)
         if info is not None:
             self.cell_metrics.update(logits, labels, info.cells)
         return {"logits": logits.detach()}
@@ -115,7 +118,7 @@ class ClassifierModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the accuracy over all test batches, of each cell and over the cells."""
         # Here and not in the step: one value over all dataloaders, and what is logged stays readable afterwards.
-        self.log("test/acc", self.test_accuracy.compute(), prog_bar=True, sync_dist=True)
+        self.log("test/acc", self.test_accuracy.compute(), prog_bar=True, **SAME_ON_ALL)
         # Among several processes, what this one has counted cannot decide: all take part when counts are summed.
         if not (knows_cells(self.trainer) and (self.cell_metrics.update_called or self.trainer.world_size > 1)):
             return
@@ -128,7 +131,7 @@ class ClassifierModule(LightningModule):
         as_tensors = {
             name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in logged.items()
         }
-        self.log_dict(as_tensors, sync_dist=True)
+        self.log_dict(as_tensors, **SAME_ON_ALL)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The logits, shape (N, K), of a batch of images, with or without labels."""

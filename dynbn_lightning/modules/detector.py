@@ -13,9 +13,10 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from dynbn_lightning.corruptions.cells import CLEAN, Cell, check_corruption
+from dynbn_lightning.corruptions.cells import CLEAN, Cell, check_corruption_name
 from dynbn_lightning.detection import NearestPrototype, SpectrumPerceptron
 from dynbn_lightning.errors import CorruptionError, DetectorError, did_you_mean
+from dynbn_lightning.modules.logged_values import SAME_ON_ALL
 from dynbn_lightning.modules.schedule import decay_groups, with_warmup_cosine
 
 Network = Literal["perceptron", "prototype"]
@@ -38,7 +39,7 @@ def check_rows(rows: Sequence[str]) -> tuple[str, ...]:
             if "/" in str(row):
                 Cell.parse(row)
             elif row != CLEAN:
-                check_corruption(row)
+                check_corruption_name(row)
         except CorruptionError as error:
             raise DetectorError(f"{row!r} is not a row: {error}") from error
     repeated = sorted({row for row in rows if rows.count(row) > 1})
@@ -212,5 +213,5 @@ class DetectorModule(LightningModule):
             return
         self.confusion = self.confusion_counts.compute()
         # At the end and not in the steps: one value over all dataloaders.
-        self.log(f"{stage}/loss", self.loss.compute(), sync_dist=True)
-        self.log(f"{stage}/acc", self.accuracy.compute(), prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/loss", self.loss.compute(), **SAME_ON_ALL)
+        self.log(f"{stage}/acc", self.accuracy.compute(), prog_bar=True, **SAME_ON_ALL)

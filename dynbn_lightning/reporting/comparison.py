@@ -241,7 +241,11 @@ def _titles(folders: Sequence[Path]) -> dict[Path, str]:
 
 def usual_baseline(protocols: Sequence[dict[str, Any]]) -> Baseline | None:
     """The baseline that the literature has for the data that these results are of; None if there is none for all."""
-    usual = {"cifar10": "benz-cifar10", "cifar100": "benz-cifar100", "imagenet": "alexnet"}
+    usual = {
+        **dict.fromkeys(("cifar10", "cifar10c"), "benz-cifar10"),
+        **dict.fromkeys(("cifar100", "cifar100c"), "benz-cifar100"),
+        **dict.fromkeys(("imagenet", "imagenetc"), "alexnet"),
+    }
     names = {usual.get(str(protocol.get("source", "")).lower().replace("-", "")) for protocol in protocols}
     name = names.pop() if len(names) == 1 else None
     return None if name is None else BASELINES[name]

@@ -10,9 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from dynbn_lightning.corruptions.cells import (
+    ALL_CORRUPTIONS,
+    BAR_CORRUPTIONS,
     COMMON_CORRUPTIONS,
-    CORRUPTIONS,
     EXTRA_CORRUPTIONS,
+    THREE_D_CORRUPTIONS,
     cells_of,
 )
 from dynbn_lightning.errors import DataError
@@ -28,13 +30,21 @@ from dynbn_lightning.reporting.tables import percent
 
 ORACLE = "oracle"
 
+SETS = {
+    "common": COMMON_CORRUPTIONS,
+    "extra": EXTRA_CORRUPTIONS,
+    "3DCC": THREE_D_CORRUPTIONS,
+    "C-bar": BAR_CORRUPTIONS,
+}
+"""Corruptions that have a mean of their own: that of the first set there is, is the mean."""
+
 
 @dataclass(frozen=True)
 class Column:
     """One number of each row, the lower the better.
 
     Attributes:
-        name: `clean`, a corruption, `mean`, `extra mean`, `mCE`, `relative mCE`, `calibration error` or `NLL`.
+        name: `clean`, a corruption, `mean`, `extra mean` and so on, `mCE`, `relative mCE`, `calibration error`, `NLL`.
         values: of each row; None where there is none. Shares are from 0 to 1.
         bounds: of each row, lower and upper; None where there are none.
     """
@@ -74,7 +84,13 @@ class CorruptionTable:
     def corruptions(self) -> list[str]:
         """Those that any entry was to be shown, the common ones first, in the literature's order."""
         wanted = {name for entry in self.entries for name in entry.protocol["corruptions"]}
-        return [name for name in CORRUPTIONS if name in wanted]
+        return [name for name in ALL_CORRUPTIONS if name in wanted]
+
+    @property
+    def sets(self) -> dict[str, list[str]]:
+        """The corruptions by the set that they are of; sets that none is of are left out."""
+        by_set = {name: [one for one in self.corruptions if one in its] for name, its in SETS.items()}
+        return {name: its for name, its in by_set.items() if its}
 
     @property
     def has_oracle(self) -> bool:
@@ -84,14 +100,11 @@ class CorruptionTable:
     @cached_property
     def columns(self) -> list[Column]:
         """Top-1 errors, then their sums, then calibration error and NLL as means over the cells that `mean` is over."""
-        common = [name for name in self.corruptions if name in COMMON_CORRUPTIONS]
-        extra = [name for name in self.corruptions if name in EXTRA_CORRUPTIONS]
-        main = common or extra
+        (_, main), *others = self.sets.items() or [("", [])]
         columns = [self._column("clean", lambda entry: errors(entry.block).get("clean"))]
         columns += [self._mean(name, [name], "error") for name in self.corruptions]
         columns.append(self._mean("mean", main, "error", bounded=True))
-        if common and extra:
-            columns.append(self._mean("extra mean", extra, "error", bounded=True))
+        columns += [self._mean(f"{name} mean", its, "error", bounded=True) for name, its in others]
         if self.baseline is not None:
             columns.append(self._relative("mCE", mean_corruption_error))
             columns.append(self._relative("relative mCE", relative_mean_corruption_error))

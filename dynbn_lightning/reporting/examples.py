@@ -15,7 +15,7 @@ from dynbn_lightning.errors import CorruptionError, DataError
 from dynbn_lightning.files import whole_file
 
 FOLDER = "examples"
-_NAME = re.compile(r"([a-z_]+)-([0-9])-([0-9]+)\.png")
+_NAME = re.compile(r"([a-z0-9_]+)-([0-9])-([0-9]+)\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIZE_AT = 16
 """Where in a PNG file its width and height stand, four bytes each."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dynbn_lightning.errors import DataError
-from dynbn_lightning.files import FolderLock, check_output_folder
+from dynbn_lightning.files import FolderLock, check_output_folder, os_errors_named
 from dynbn_lightning.reporting.examples import example_path, read_examples
 from dynbn_lightning.reporting.records import ImageRecords
 from dynbn_lightning.reporting.results import SCHEMA_VERSION, block_of, method_blocks, read_results, write_results
@@ -29,7 +29,8 @@ class Piece(NamedTuple):
 class ResultsFolder:
     """Reads what a folder has, adds to it piece by piece, and refuses what was made with other settings.
 
-    `results.json` is whole at any time: after each piece it is written anew, with what is still missing.
+    `results.json` is whole at any time: after each piece it is written anew, with what is still missing. What goes
+    wrong while writing, such as a full disk, is an `OutputError`.
 
     Args:
         path: the folder, made when something is written; None to keep results in memory alone, without records.
@@ -132,7 +133,8 @@ class ResultsFolder:
         if self.path is None:
             return
         name = _file_name(piece, unfinished=True)
-        records.save(self.path / name, about)
+        with os_errors_named(self.path):
+            records.save(self.path / name, about)
         self._methods(piece)[piece.method] = {**block_of(records), **more, "unfinished": True, "records": name}
 
     def finish(self, piece: Piece, records: ImageRecords, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +142,8 @@ class ResultsFolder:
         block = {**block_of(records), **more}
         if self.path is not None:
             block["records"] = _file_name(piece)
-            records.save(self.path / block["records"], piece._asdict())
+            with os_errors_named(self.path):
+                records.save(self.path / block["records"], piece._asdict())
         self.add(piece, block)
         return block
 
@@ -158,11 +161,12 @@ class ResultsFolder:
         self._results["missing"] = list(dict.fromkeys(str(piece) for piece in (*missing, *unfinished)))
         if self.path is None:
             return
-        write_results(self._results, self.path)
-        used = {block.get("records") for *_, block in method_blocks(self._results)}
-        for left in (self.path / "images").glob("*.unfinished.safetensors"):
-            if f"images/{left.name}" not in used:
-                left.unlink(missing_ok=True)
+        with os_errors_named(self.path):
+            write_results(self._results, self.path)
+            used = {block.get("records") for *_, block in method_blocks(self._results)}
+            for left in (self.path / "images").glob("*.unfinished.safetensors"):
+                if f"images/{left.name}" not in used:
+                    left.unlink(missing_ok=True)
 
     def _methods(self, piece: Piece) -> dict[str, Any]:
         runs: list[dict[str, Any]] = self._results["runs"]

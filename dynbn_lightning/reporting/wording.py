@@ -93,8 +93,10 @@ def remarks_on(table: CorruptionTable) -> list[str]:
     remarks = [
         "Calibration error (ECE) in % and negative log likelihood (NLL) in nats are means over the cells of the mean."
     ]
-    if any(column.name == "extra mean" for column in table.columns):
-        remarks.insert(0, "The mean is over the common corruptions; the extra ones have their own.")
+    first, *others = table.sets or [""]
+    shown = [name for name in others if any(column.name == f"{name} mean" for column in table.columns)]
+    if shown:
+        remarks.insert(0, f"The mean is over the {first} corruptions; the {' and '.join(shown)} ones have their own.")
     if any(column.bounds and any(column.bounds) for column in table.columns):
         remarks.append("In brackets: 95 % percentile bootstrap intervals over the images.")
     if any(table.best(column, list(map(column.text, column.values))) for column in table.columns):

@@ -216,8 +216,8 @@ def distribution_matching(model, batches, quantiles, per):
     return [forward(model, x, normalize) for x, _ in batches]
 
 
-def tent(model, batches, lr, steps=1, optimizer=torch.optim.Adam):
-    """Wang et al. 2021: the predictions of a batch are those before its last step."""
+def tent(model, batches, lr, steps=1, optimizer=torch.optim.Adam, at_a_time=1):
+    """Wang et al. 2021: the predictions of a batch are those before its last step; a step for so many batches."""
     affine = {
         name: [value.detach().double().clone().requires_grad_() for value in (layer.weight, layer.bias)]
         for name, layer in model.named_children()
@@ -231,12 +231,13 @@ def tent(model, batches, lr, steps=1, optimizer=torch.optim.Adam):
         return (x - mean) / (var + layer.eps).sqrt() * scale + shift
 
     outputs = []
-    for x, _ in batches:
+    for first in range(0, len(batches), at_a_time):
         for _ in range(steps):
-            logits = forward(model, x, normalize)
+            all_logits = [forward(model, x, normalize) for x, _ in batches[first : first + at_a_time]]
+            logits = torch.cat(all_logits)
             probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
             adam.zero_grad()
             (-(probabilities * probabilities.log()).sum(1).mean()).backward()
             adam.step()
-        outputs.append(logits.detach())
+        outputs += [its.detach() for its in all_logits]
     return outputs

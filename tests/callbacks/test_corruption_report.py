@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from callback_models import FakeDetector, bare_trainer
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from reported_modules import (
@@ -479,21 +479,22 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 
 
 def test_without_a_datamodule_that_knows_the_cells_it_is_refused(tmp_path):
-    class Foreign(torch.nn.Module):
+    class Foreign(LightningDataModule):
+        def test_dataloader(self):
+            return DataLoader([(torch.zeros(3, 16, 16), 0)] * 4, batch_size=2)
+
+    class Speechless(Foreign):
         batch_info = None
 
-    module, loader = Silent(), DataLoader([(torch.zeros(3, 16, 16), 0)] * 4, batch_size=2)
-    trainer = bare_trainer(CorruptionReportCallback(tmp_path / "report"))
-    with pytest.raises(ReportError, match=r"CorruptionReportCallback can't see.*CorruptionDataModule.*datamodule="):
-        trainer.test(module, dataloaders=loader)
-    trainer.datamodule = Foreign()
-    callback = CorruptionReportCallback(tmp_path / "report")
-    trainer.state.fn = "test"
-    with pytest.raises(ReportError, match=r"CorruptionReportCallback can't see.*CorruptionDataModule.*datamodule="):
-        callback.on_test_start(trainer, module)
-    assert module.steps == 0
-    assert not module._forward_hooks
-    assert not list(tmp_path.iterdir())
+    data = Foreign()
+    for given in ({"dataloaders": data.test_dataloader()}, {"datamodule": data}, {"datamodule": Speechless()}):
+        module = Silent()
+        trainer = bare_trainer(CorruptionReportCallback(tmp_path / "report"))
+        with pytest.raises(ReportError, match=r"CorruptionReportCallback can't see.*CorruptionDataModule.*datamodule="):
+            trainer.test(module, **given)
+        assert module.steps == 0
+        assert not module._forward_hooks
+        assert not list(tmp_path.iterdir())
 
 
 # Interrupted tests

@@ -1,36 +1,25 @@
-"""On two processes a report has the numbers of one, and what stops one process is told and written.
-
-Lightning starts the processes of one test itself. Those of the others are started once for all, as `torchrun` would.
-"""
+"""On several processes a report has the numbers of one, and what stops one process is told and written."""
 
 import csv
 import json
-import multiprocessing
-import os
 import re
-import socket
-import time
-import traceback
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from callback_models import FakeDetector, bare_trainer
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy
 from reported_modules import TEST_IMAGES, Silent, bytes_of, make_data, make_network
+from started_processes import failures, of_several, start
 
 from dynbn_lightning import BNStatsBank, CorruptionDataModule, CorruptionReportCallback, DynamicBNCallback
 from dynbn_lightning.reporting import ImageRecords, methods_of, read_results
 
-RANKS = (0, 1)
+WORLDS = (2, 3)
 PAGE = "dynbn_lightning.callbacks.corruption_report.write_report"
-SECONDS_FOR_ALL, SECONDS_FOR_THE_OTHER_RANK = 240, 60
-FAIL_AT = 4
+FAIL_AT = 2
 
 
 class Witness(CorruptionReportCallback):
@@ -86,12 +75,12 @@ def report_of(
     return folder / "report"
 
 
-def two_processes(start_method: str) -> dict[str, Any]:
-    seconds = timedelta(seconds=SECONDS_FOR_THE_OTHER_RANK)
-    return {"devices": 2, "strategy": DDPStrategy(start_method=start_method, timeout=seconds)}
-
-
 # What the processes do that are started here
+
+
+def mixed(folder: Path, **options: Any) -> str:
+    report_of(folder, small_data(), **options)
+    return ""
 
 
 def sequential(folder: Path, **options: Any) -> str:
@@ -119,97 +108,74 @@ def without_page(*args: Any) -> None:
     """In the place of `write_report`: the numbers are what these tests are about, and the page takes seconds."""
 
 
-CHECKS = {check.__name__: check for check in (sequential, refused, stopped)}
+CHECKS = {check.__name__: check for check in (mixed, sequential, refused, stopped)}
 
 
-def run_rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+def run_all(rank: int, world: int, folder: Path) -> None:
     for name, check in CHECKS.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PAGE, without_page)
-            try:
-                answer = check(folder / name, **two_processes("popen"))
-            except Exception:
-                answer = traceback.format_exc()
+            answer = check(folder / name, **of_several(world))
         (folder / f"{name} on {rank}.txt").write_text(answer)
-    dist.barrier()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=run_rank, args=(rank, port, folder), daemon=True) for rank in RANKS]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + SECONDS_FOR_ALL
-    for process in processes:
-        process.join(max(deadline - time.monotonic(), 0))
-    for process in processes:
-        if process.is_alive():
-            process.kill()
+@pytest.fixture(scope="module", params=WORLDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(f"processes-{request.param}")
+    start(request.param, run_all, folder)
     return folder
 
 
+def world_of(folder: Path) -> int:
+    return int(folder.name.split("-")[1][0])
+
+
 def answers(folder: Path, name: str) -> list[str]:
-    files = [folder / f"{name} on {rank}.txt" for rank in RANKS]
-    missing = [rank for rank, file in zip(RANKS, files, strict=True) if not file.exists()]
-    assert not missing, f"{name}: no answer of processes {missing}, which hang or died"
-    found = [file.read_text() for file in files]
-    assert not any(answer.startswith("Traceback") for answer in found), found
-    return found
+    assert failures(folder) == []
+    return [(folder / f"{name} on {rank}.txt").read_text() for rank in range(world_of(folder))]
 
 
 # What is said of it
 
 
-def test_two_processes_that_lightning_starts_give_the_numbers_of_one(tmp_path):
-    report_of(tmp_path / "two", small_data(), **two_processes("spawn"))
-    assert_as_of_one(tmp_path / "two", tmp_path / "one", "mixed", repeated=1)
-
-
-def test_two_processes_that_were_started_give_the_numbers_of_one(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stream", ["mixed", "sequential"])
+def test_several_processes_give_the_numbers_of_one(folder, tmp_path, monkeypatch, stream):
     monkeypatch.setattr(PAGE, without_page)
-    assert answers(folder, "sequential") == ["", ""]
-    assert_as_of_one(folder / "sequential", tmp_path / "one", "sequential", repeated=len(small_data().cells))
+    assert set(answers(folder, stream)) == {""}
+    assert_as_of_one(folder / stream, tmp_path / "one", stream, world_of(folder))
 
 
-def assert_as_of_one(two: Path, one: Path, stream: Any, repeated: int) -> None:
+def assert_as_of_one(several: Path, one: Path, stream: Any, world: int) -> None:
     data = small_data(stream=stream)
-    reports = {"one": report_of(one, data), "two": two / "report"}
-    witnesses = [json.loads((two / f"{rank}.json").read_text()) for rank in RANKS]
+    reports = {"one": report_of(one, data), "several": several / "report"}
+    witnesses = [json.loads((several / f"{rank}.json").read_text()) for rank in range(world)]
     cells, pairs = len(data.cells), TEST_IMAGES * len(data.cells)
-    # So many are shown twice, so that each process gets as many: one of all, or one of each cell.
-    assert sum(len(its["seen"]) for its in witnesses) == pairs + repeated
+    assert sum(len(its["seen"]) for its in witnesses) == pairs
     assert len({tuple(place) for its in witnesses for place in its["seen"]}) == pairs
-    assert [(its["hooks"], its["there"]) for its in witnesses] == [(0, True), (0, True)]
+    assert [(its["hooks"], its["there"]) for its in witnesses] == [(0, True)] * world
 
     results = {name: read_results(report) for name, report in reports.items()}
-    for its in results.values():  # each process of two has its share of the threads
+    for its in results.values():  # each process has its share of the threads
         for said in (its["protocol"], *its["runs"][0]["methods"].values()):
             assert "threads" in said.pop("hardware")
-    assert results["two"]["runs"] == results["one"]["runs"]
-    assert results["two"]["settings"] == {**results["one"]["settings"], "processes": 2}
-    assert results["two"]["protocol"] == {**results["one"]["protocol"], "processes": 2}
-    block = methods_of(results["two"])["dynamic_bn"]
+    assert results["several"]["runs"] == results["one"]["runs"]
+    assert results["several"]["settings"] == {**results["one"]["settings"], "processes": world}
+    assert results["several"]["protocol"] == {**results["one"]["protocol"], "processes": world}
+    block = methods_of(results["several"])["dynamic_bn"]
     assert [its["images"] for its in (block["clean"], *block["cells"].values())] == [TEST_IMAGES] * cells
 
     records = {name: ImageRecords.load(report / block["records"])[0] for name, report in reports.items()}
-    places = list(zip(records["two"].cells.tolist(), records["two"].indices.tolist(), strict=True))
+    places = list(zip(records["several"].cells.tolist(), records["several"].indices.tolist(), strict=True))
     assert len(places) == len(set(places)) == pairs
     for name, column in vars(records["one"]).items():
-        assert name == "rows" or torch.equal(column, getattr(records["two"], name)), name
-    assert records["two"].rows == records["one"].rows != ()
+        assert name == "rows" or torch.equal(column, getattr(records["several"], name)), name
+    assert records["several"].rows == records["one"].rows != ()
 
     # All is written once, by the first process: no file more, and one row of numbers in the log.
-    assert files_of(reports["two"]) == files_of(reports["one"])
-    logged = {name: rows_of(folder / "logs", "mean/nll") for name, folder in (("one", one), ("two", two))}
-    assert logged["two"] == logged["one"]
-    assert len(logged["two"]) == 1
+    assert files_of(reports["several"]) == files_of(reports["one"])
+    logged = {name: rows_of(folder / "logs", "mean/nll") for name, folder in (("one", one), ("several", several))}
+    assert logged["several"] == logged["one"]
+    assert len(logged["several"]) == 1
 
 
 def files_of(report: Path) -> list[str]:
@@ -223,20 +189,20 @@ def rows_of(logs: Path, column: str) -> list[dict[str, str]]:
 
 
 def test_what_the_first_process_refuses_is_refused_on_all(folder):
-    first, second = answers(folder, "refused")
+    first, *others = answers(folder, "refused")
     assert first.startswith("DataError: ")
-    assert second.startswith("DataError: rank 0 failed: DataError: ")
-    for told in (first, second):
-        assert "data.seed: 0 there, 1 here" in told
-    witnesses = [json.loads((folder / "refused" / f"{rank}.json").read_text()) for rank in RANKS]
-    assert [(its["seen"], its["hooks"]) for its in witnesses] == [([], 0), ([], 0)]
+    assert all(told.startswith("DataError: rank 0 failed: DataError: ") for told in others)
+    assert all("data.seed: 0 there, 1 here" in told for told in (first, *others))
+    witnesses = [json.loads((folder / "refused" / f"{rank}.json").read_text()) for rank in range(world_of(folder))]
+    assert [(its["seen"], its["hooks"]) for its in witnesses] == [([], 0)] * world_of(folder)
     assert list(methods_of(read_results(folder / "sequential" / "report"))) == ["dynamic_bn"]
 
 
 def test_a_test_that_stops_shows_what_the_first_process_has_seen(folder):
-    assert answers(folder, "stopped") == ["stopped here"] * 2
-    first, second = (json.loads((folder / "stopped" / f"{rank}.json").read_text()) for rank in RANKS)
-    assert (first["hooks"], second["hooks"]) == (0, 0)
+    world = world_of(folder)
+    assert answers(folder, "stopped") == ["stopped here"] * world
+    first, *others = (json.loads((folder / "stopped" / f"{rank}.json").read_text()) for rank in range(world))
+    assert [its["hooks"] for its in (first, *others)] == [0] * world
     results = read_results(folder / "stopped" / "report")
     assert results["missing"] == ["dynamic_bn on the mixed stream in batches of 3"]
     block = methods_of(results)["dynamic_bn"]

@@ -17,6 +17,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 def test_the_public_names() -> None:
     assert set(corruptions.__all__) == {
+        "ALL_CORRUPTIONS",
         "CLEAN",
         "COMMON_CORRUPTIONS",
         "CORRUPTIONS",
@@ -24,6 +25,7 @@ def test_the_public_names() -> None:
         "Corrupt",
         "EXTRA_CORRUPTIONS",
         "PRESETS",
+        "RELEASED_CORRUPTIONS",
         "SEVERITIES",
         "cells_of",
         "corrupt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset
 from dynbn_lightning import CorruptionDataModule, corrupt
 from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.datamodules.batches import DrawnBatch
+from dynbn_lightning.datamodules.drawn_cells import drawn_cell
 from dynbn_lightning.datamodules.seeds import hashed_seed
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.models import Normalization
@@ -156,14 +158,14 @@ def test_without_clean(row_per: Any) -> None:
 @pytest.mark.parametrize("row_per", ["corruption", "cell"])
 def test_a_detector_is_fitted_on_clean_as_often_as_on_each_corruption(row_per: Any) -> None:
     data = make_data(severities=(1, 2, 3, 4, 5), row_per=row_per)
-    cells = [data._draw_cell(index, epoch) for index in range(400) for epoch in range(10)]
+    draw = partial(drawn_cell, data.corruptions, data.severities, seed=data.seed)
+    cells = [draw(index=index, epoch=epoch) for index in range(400) for epoch in range(10)]
     corruptions = Counter(cell.corruption for cell in cells)
     assert set(corruptions) == {"clean", *CORRUPTIONS}
     assert all(abs(count / len(cells) - 1 / 4) < 0.03 for count in corruptions.values()), corruptions
     severities = Counter(cell.severity for cell in cells if not cell.is_clean)
     assert all(abs(count / sum(severities.values()) - 1 / 5) < 0.03 for count in severities.values()), severities
-    assert data._draw_cell(7, 2) == data._draw_cell(7, 2)
-    assert len({data._draw_cell(7, epoch) for epoch in range(20)}) > 3, "anew each epoch"
+    assert len({draw(index=7, epoch=epoch) for epoch in range(20)}) > 3, "anew each epoch"
 
 
 # What a bank is collected from

@@ -8,7 +8,7 @@ import torch
 from metric_data import no_values_known, random_stream
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dynbn_lightning.corruptions.cells import CORRUPTIONS, SEVERITIES, Cell, cells_of
+from dynbn_lightning.corruptions.cells import ALL_CORRUPTIONS, SEVERITIES, Cell, cells_of
 from dynbn_lightning.errors import CorruptionError
 from dynbn_lightning.metrics import (
     NUM_CELLS,
@@ -21,7 +21,7 @@ from dynbn_lightning.metrics import (
 )
 from dynbn_lightning.metrics.cell_metrics import MAX_NLL
 
-ALL_CELLS = [Cell.clean(), *cells_of(CORRUPTIONS, SEVERITIES)]
+ALL_CELLS = [Cell.clean(), *cells_of(ALL_CORRUPTIONS, SEVERITIES)]
 FOG, SNOW = Cell("fog", 3).code, Cell("snow", 5).code
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from results_data import write_made_up_results
 
-from dynbn_lightning.corruptions.cells import COMMON_CORRUPTIONS, Cell
+from dynbn_lightning.corruptions.cells import BAR_CORRUPTIONS, COMMON_CORRUPTIONS, THREE_D_CORRUPTIONS, Cell
 from dynbn_lightning.metrics import BASELINES
 from dynbn_lightning.reporting import Comparison, Entry, read_results, write_results
 from dynbn_lightning.reporting.corruption_table import corruption_tables
@@ -101,6 +101,43 @@ def test_markdown_has_every_error(full: Comparison) -> None:
             for name, key, factor in (("NLL", "nll", 1), ("calibration error", "calibration_error", 100)):
                 mean = factor * sum(its[key] for its in common) / 75
                 assert number(row[name]) == pytest.approx(mean, abs=0.051 if factor > 1 else 0.0006)
+
+
+@pytest.mark.parametrize(
+    ("corruptions", "means"),
+    [
+        (THREE_D_CORRUPTIONS, {"mean": THREE_D_CORRUPTIONS}),
+        (BAR_CORRUPTIONS, {"mean": BAR_CORRUPTIONS}),
+        (
+            ("sparkles", "fog_3d", "spatter", "fog", "ripple", "bit_error"),
+            {"mean": ["fog"], "extra mean": ["spatter"], "3DCC mean": ["fog_3d", "bit_error"]}
+            | {"C-bar mean": ["sparkles", "ripple"]},
+        ),
+    ],
+    ids=["3DCC", "C-bar", "all kinds"],
+)
+def test_released_corruptions_have_means_of_their_own(
+    tmp_path: Path, corruptions: tuple[str, ...], means: dict[str, tuple[str, ...]]
+) -> None:
+    write_made_up_results(tmp_path, corruptions=corruptions, severities=(2, 5), images=6, source="ImageNet-C")
+    comparison = Comparison.read([tmp_path])
+    document = markdown_document(comparison)
+    (table,) = [table for table in markdown_tables(document) if "clean" in table[0] and corruptions[0] in table[0]]
+    for row, entry in zip(table, comparison.entries, strict=True):
+        for name in corruptions:
+            expected = 100 * error(entry, *cells_of(name, severities=(2, 5)))
+            assert number(row[name]) == pytest.approx(expected, abs=0.051)
+        assert [name for name in row if name.endswith("mean")] == list(means)
+        for name, its in means.items():
+            expected = 100 * error(entry, *cells_of(*its, severities=(2, 5)))
+            assert number(row[name]) == pytest.approx(expected, abs=0.051)
+        assert "mCE" not in row
+    others = " and ".join(name.removesuffix(" mean") for name in list(means)[1:])
+    assert ("have their own" in document) == bool(others)
+    assert f"the {others} ones have their own" in document or not others
+    latex = latex_document(comparison)
+    headings = latex_rows(latex)[1]
+    assert len(headings) == len(set(headings)) == len(latex_rows(latex)[2])
 
 
 def test_mean_has_its_own_interval(full: Comparison) -> None:

@@ -37,11 +37,22 @@ def protocols_of(comparison: Comparison) -> list[Protocol]:
     return [
         Protocol(
             entries[0].title or str(folder),
-            items_of({"schema_version": SCHEMA_VERSION, **entries[0].protocol}),
+            items_of({"schema_version": SCHEMA_VERSION, **entries[0].protocol, **_skipped(entries)}),
             _settings(entries),
         )
         for folder, entries in by_folder.items()
     ]
+
+
+def _skipped(entries: list[Entry]) -> dict[str, Any]:
+    """How many images, each once in each cell, could not be read and were left out, where that was allowed."""
+    counts = {
+        f"{entry.method}, {entry.stream} stream, batches of {entry.batch_size}": entry.block["skipped"]
+        for entry in entries
+        if "skipped" in entry.block
+    }
+    numbers = set(counts.values())
+    return {} if not counts else {"skipped": numbers.pop() if len(numbers) == 1 else counts}
 
 
 def _settings(entries: list[Entry]) -> tuple[Item, ...]:
