@@ -10,7 +10,7 @@ from torch import Tensor
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, source_statistics
 from dynbn_lightning.batchnorm.quantiles import map_values, quantiles_of, sampled, shapes_of
 from dynbn_lightning.batchnorm.routing import Routing
-from dynbn_lightning.batchnorm.statistics import Statistics
+from dynbn_lightning.batchnorm.statistics import Statistics, affine_of
 from dynbn_lightning.batchnorm.statistics_policy import check_share
 from dynbn_lightning.errors import MethodError, RoutingError
 
@@ -100,10 +100,11 @@ class RoutedMatchingPolicy:
             return layer.normalize_with(x, statistics)
         with torch.autocast(x.device.type, enabled=False):
             moved = self._moved(layer, x, statistics, weights)
-        if statistics.affine is None:
+        affine = affine_of(statistics)
+        if affine is None:
             return layer.own_forward(moved)
         mean, var = (table.expand_as(statistics.mean) for table in source_statistics(layer))
-        return layer.normalize(moved, mean, var, statistics.affine)
+        return layer.normalize(moved, mean, var, affine)
 
     def _moved(self, layer: PatchedLayer, x: Tensor, statistics: Statistics, weights: Tensor) -> Tensor:
         mean, var = (table.reshape(-1, x.shape[1], 1) for table in layer.moments_for(x, statistics))

@@ -20,7 +20,7 @@ from dynbn_lightning.batchnorm.normalization import (
     normalize_with_batch_moments,
     several_batch_moments,
 )
-from dynbn_lightning.batchnorm.statistics import Statistics, blend_moments
+from dynbn_lightning.batchnorm.statistics import Statistics, affine_of, blend_moments
 from dynbn_lightning.errors import RoutingError
 
 Affine = tuple[Tensor | None, Tensor | None]
@@ -61,7 +61,7 @@ class PatchedLayer:
     def normalize_with(self, x: Tensor, statistics: Statistics) -> Tensor:
         """The layer's output with this layer's statistics of each image, or of all; see `Statistics`."""
         mean, var = self.moments_for(x, statistics)
-        return self.normalize(x, mean, var, statistics.affine)
+        return self.normalize(x, mean, var, affine_of(statistics))
 
     def moments_for(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """The mean and variance that these statistics give for `x`, its images' own moments blended in."""

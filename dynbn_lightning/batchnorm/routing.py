@@ -14,7 +14,7 @@ from dynbn_lightning.batchnorm.layers import find_batchnorm_layers
 from dynbn_lightning.batchnorm.mixing import Mixing, blend_with_source, check_mixing, check_weights
 from dynbn_lightning.batchnorm.patched_layers import PatchedLayer, own_statistics, source_statistics
 from dynbn_lightning.batchnorm.patching import Patch
-from dynbn_lightning.batchnorm.statistics import Statistics, blend_moments
+from dynbn_lightning.batchnorm.statistics import Statistics, affine_of, blend_moments
 from dynbn_lightning.batchnorm.statistics_policy import StatisticsPolicy
 from dynbn_lightning.errors import RoutingError, did_you_mean
 
@@ -253,7 +253,7 @@ class BlendedRoutingPolicy:
         statistics = self.routing.statistics(self.name, layer, x)
         mean, var = source_statistics(layer) if statistics is None else layer.moments_for(x, statistics)
         mean, var = blend_moments(mean, var, *self.base.found(layer, x), self.base_weight)
-        return layer.normalize(x, mean, var, None if statistics is None else statistics.affine)
+        return layer.normalize(x, mean, var, None if statistics is None else affine_of(statistics))
 
 
 def patch_with_bank(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "moments") -> tuple[Patch, Routing]:
@@ -281,7 +281,7 @@ def routed(model: nn.Module, bank: BNStatsBank, mixing: Mixing = "moments") -> I
     Yields:
         The routing, whose `set` assigns rows to the images of the next forward.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from dynbn_lightning.batchnorm import BNStatsBank, routed

@@ -29,11 +29,6 @@ class Statistics(NamedTuple):
     bias: Tensor | None = None
     image_share: Tensor | None = None
 
-    @property
-    def affine(self) -> tuple[Tensor, Tensor] | None:
-        """Scale and shift to take instead of the layers' own; None for these."""
-        return None if self.weight is None or self.bias is None else (self.weight, self.bias)
-
     def of_layer(self, channels: slice, layer: int) -> Statistics:
         """The statistics of one layer, `image_share` with one column."""
         share = None if self.image_share is None else self.image_share[..., layer : layer + 1]
@@ -42,8 +37,9 @@ class Statistics(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Statistics:
         """The statistics with `function` applied to every table that is given."""
-        weight, bias, share = (None if table is None else function(table) for table in self[2:])
-        return Statistics(function(self.mean), function(self.var), weight, bias, share)
+        # Field by field: torch.compile of torch 2.6 can't take a part of a named tuple.
+        others = (None if table is None else function(table) for table in (self.weight, self.bias, self.image_share))
+        return Statistics(function(self.mean), function(self.var), *others)
 
     def mixed(self, weights: Tensor, mixing: Mixing = "moments") -> Statistics:
         """The mixtures of these rows by weights (N, K): moments as in `mix_rows`, all else averaged.
@@ -80,6 +76,12 @@ class Statistics(NamedTuple):
         var = (1 - share) * (self.var + (self.mean - mean).square())
         var = var + share * (self.var[:1] + (self.mean[:1] - mean).square())
         return self._replace(mean=mean, var=var)
+
+
+def affine_of(statistics: Statistics) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift to take instead of the layers' own; None for these."""
+    # No property: torch.compile of torch 2.6 can't look at one of a named tuple.
+    return None if statistics.weight is None or statistics.bias is None else (statistics.weight, statistics.bias)
 
 
 def blend_moments(

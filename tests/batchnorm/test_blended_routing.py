@@ -281,7 +281,7 @@ def test_the_statistics_of_a_layer_are_its_columns_under_the_present_assignment(
     found = routing.statistics("1", layer, x)
     assert torch.equal(found.mean, bank.mean[[1, 3], 2:])
     assert torch.equal(found.var, bank.var[[1, 3], 2:])
-    assert found.affine is None
+    assert found.weight is None
     routing.set(torch.tensor([1, 3]), copies="adjacent")
     assert torch.equal(routing.statistics("1", layer, torch.zeros(4, 3, 1, 1)).mean, bank.mean[[1, 1, 3, 3], 2:])
     routing.set(torch.tensor([1, 3]), copies="stacked")

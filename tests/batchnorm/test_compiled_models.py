@@ -26,11 +26,24 @@ ASSIGNMENTS = {
     "stacked": lambda routing: routing.set(WEIGHTS[:2], copies="stacked"),
     "cleared": lambda routing: routing.clear(),
 }
+ON_TORCH_2_6 = torch.__version__.startswith("2.6.")
 BOUND = {"eager": 0.0, "aot_eager": 1e-6}  # the graph as it was written; the same in decomposed operations
 
 
+class Chain(nn.Sequential):
+    """A Sequential with a forward of its own: torch 2.6 compiles no frame of torch's own modules in place."""
+
+    def forward(self, x):
+        for module in self:
+            x = module(x)
+        return x
+
+
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler(monkeypatch):
+    if ON_TORCH_2_6:  # it takes what a module's attributes lead to for static, and compiles for each patch anew
+        monkeypatch.setattr(torch._dynamo.config, "force_nn_module_property_static_shapes", False)
+        monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 32)
     torch._dynamo.reset()
     counters.clear()
     with torch.no_grad():
@@ -42,7 +55,7 @@ def fresh_compiler():
 def model():
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), block).eval()
+    model = Chain(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), block).eval()
     give_nontrivial_statistics(model, torch.Generator().manual_seed(0))
     return model
 
@@ -172,6 +185,7 @@ def test_a_batch_of_another_size_and_training_mode_are_refused(model, bank):
             compiled(images())
 
 
+@pytest.mark.skipif(ON_TORCH_2_6, reason="torch 2.6 compiles for each patch anew: docs/concepts/routing.md says so")
 def test_entering_again_and_again_with_several_batch_sizes_stops_recompiling(model, bank):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     seen = []
