@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dynbn_lightning.modules import ClassifierModule, DetectorModule
     from dynbn_lightning.refining import refine
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "BNStatsBank",

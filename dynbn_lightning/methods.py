@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from dynbn_lightning.callbacks.dynamic_bn import RoutingMode
 from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.detection import Evidence
 from dynbn_lightning.errors import DataError, did_you_mean, first_few
+
+__all__ = ["METHODS", "Method", "Tools", "register_method"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,25 @@ METHODS: dict[str, Method] = {
 soft routing, with calibrated rows by the evidence of each image, of the batch, and of the stream, and with rows that
 are refined too; `oracle` is the ceiling of detection. The others are their callbacks with their defaults, which are the
 authors' settings for CIFAR, begun anew with each loader of a stream."""
+
+_OURS = frozenset(METHODS)
+
+
+def register_method(name: str, method: Method) -> None:
+    """Make a method of one's own known to `evaluate`, under a name; in every process that calls it.
+
+    Args:
+        name: of letters, digits, `_`, `-`, `.` and `/`, none of the package's own; a name given before is given anew.
+        method: how its callbacks are made, and what they need.
+
+    Raises:
+        DataError: for a name that is taken by the package, or can't be one.
+    """
+    if name in _OURS:
+        raise DataError(f"{name!r} is a method of this package: give yours another name")
+    if not re.fullmatch(r"\w[\w./-]*", name) or ".." in name:
+        raise DataError(f"a method can't be called {name!r}: use letters, digits, '_', '-', '.' and '/'")
+    METHODS[name] = method
 
 
 def needs_of(name: str, tools: Tools) -> list[str]:

@@ -6,6 +6,9 @@ import os
 import pickle
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each worker; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

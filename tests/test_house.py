@@ -1,4 +1,4 @@
-"""Who may import whom, the public names, and the links at the root."""
+"""Who may import whom, and the links at the root."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import ast
 from pathlib import Path
 
 import pytest
-
-import dynbn_lightning
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dynbn_lightning"
@@ -95,33 +93,3 @@ def test_relative_imports_behind_the_root_links() -> None:
         assert link.resolve() == PACKAGE / folder
         for path in (PACKAGE / folder).glob("*.py"):
             assert f"from {PACKAGE.name}" not in path.read_text(), f"{path} would be imported as a second copy"
-
-
-def test_public_names() -> None:
-    assert sorted(dynbn_lightning.__all__) == [
-        "BNStatsBank",
-        "BatchStatsCallback",
-        "ClassifierModule",
-        "Corrupt",
-        "CorruptionDataModule",
-        "CorruptionReportCallback",
-        "DetectorModule",
-        "DistributionMatchingCallback",
-        "DynamicBNCallback",
-        "EMAStatsCallback",
-        "FewShotBNCallback",
-        "QuantileBank",
-        "TentCallback",
-        "UnMixTNSCallback",
-        "calibrate",
-        "corrupt",
-        "evaluate",
-        "load_model",
-        "refine",
-        "routed",
-    ]
-    for name in dynbn_lightning.__all__:
-        assert getattr(dynbn_lightning, name).__module__.startswith("dynbn_lightning.")
-    assert set(dynbn_lightning.__all__) <= set(dir(dynbn_lightning))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        dynbn_lightning.nothing  # noqa: B018

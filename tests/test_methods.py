@@ -25,7 +25,7 @@ from dynbn_lightning.batchnorm import Calibration
 from dynbn_lightning.callbacks import BatchNormCallback
 from dynbn_lightning.cost import PeakMemory
 from dynbn_lightning.errors import BankError, DataError, UnsupportedModelError
-from dynbn_lightning.methods import METHODS, Tools, needs_of
+from dynbn_lightning.methods import METHODS, Method, Tools, check_methods, needs_of, register_method
 from dynbn_lightning.models import cifar_resnet8
 from dynbn_lightning.reporting import ImageRecords, methods_of
 
@@ -266,3 +266,15 @@ def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
     again = PeakMemory(torch.device("cpu")).mib()
     assert again is not None
     assert again < 35
+
+
+def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynbn_lightning.methods.METHODS", dict(METHODS))
+    for _ in range(2):  # a notebook's cell is run again
+        register_method("mine/half", Method(lambda tools: [BatchStatsCallback(source_weight=0.5)], ("batches",)))
+    check_methods(["source", "mine/half"], has_bank=False, has_detector=False)
+    with pytest.raises(DataError, match="'source' is a method of this package: give yours another name"):
+        register_method("source", Method(lambda tools: []))
+    for name in ("", "../mine", "mine method", "/mine"):
+        with pytest.raises(DataError, match="a method can't be called"):
+            register_method(name, Method(lambda tools: []))

@@ -7,6 +7,8 @@ from .distribution_matching import DistributionMatchingCallback
 from .dynamic_bn import DynamicBNCallback
 from .ema_stats import EMAStatsCallback
 from .few_shot import FewShotBNCallback
+from .frozen_detector import FrozenDetector
+from .layerwise import LayerwiseCallback, Reset, StreamStatisticsCallback
 from .tent import TentCallback
 from .unmix_tns import UnMixTNSCallback
 
@@ -18,6 +20,10 @@ __all__ = [
     "DynamicBNCallback",
     "EMAStatsCallback",
     "FewShotBNCallback",
+    "FrozenDetector",
+    "LayerwiseCallback",
+    "Reset",
+    "StreamStatisticsCallback",
     "TentCallback",
     "UnMixTNSCallback",
 ]

@@ -84,7 +84,7 @@ def corrupt(
         ImageError: If the images are of a wrong type, rank, size or range, or hold NaN.
         CorruptionError: If the corruption, severity, preset, seeds or textures are wrong.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynbn_lightning.corruptions import corrupt
         >>> images = torch.rand(8, 3, 32, 32)

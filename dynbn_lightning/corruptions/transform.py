@@ -44,7 +44,7 @@ class Corrupt(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     Raises:
         CorruptionError: If there is no such corruption, severity or preset.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchvision.transforms import v2
         >>> from dynbn_lightning.corruptions import Corrupt

@@ -25,11 +25,11 @@ from .batch_shares import (
     share_of_process,
     share_of_trainer,
 )
-from .batches import BatchInfo, DrawnBatch, PixelBatch, corrupt_pixels, shift_and_flip
-from .classes import number_of_classes
-from .drawn_cells import Part, cell_of_row, draw_pair, drawn_cell, images_of_part, split_of
+from .batches import BatchInfo, DrawnBatch, PixelBatch
+from .drawn_cells import Part, cell_of_row, draw_pair, images_of_part, split_of
 from .image_files import OnError
 from .images import PixelDataset
+from .made_batches import drawn_batch, images_of, in_cells, info_of, made_batch
 from .opened_images import OpenedImages
 from .options import check_corrupting, check_fractions, check_known, check_numbers, check_start, chosen_cells
 from .provenance import made_images, read_images
@@ -346,7 +346,7 @@ class CorruptionDataModule(LightningDataModule):
             options: dict[str, Any] = {"split": "train", "form": "classifier", "batch_size": batch_size}
             for number, batch in enumerate(self._loader(self.train_images, [pairs], **options), start):
                 moved = batch._replace(pixels=batch.pixels.to(device), labels=batch.labels.to(device))
-                yield self._drawn(moved, number)
+                yield drawn_batch(self, self._begun(moved, number), number)
             self.batch_info = None
 
         return Batches(batches, count - start)
@@ -387,63 +387,14 @@ class CorruptionDataModule(LightningDataModule):
     def _cell_of(self, row: str, index: int, epoch: int = -1) -> Cell:
         return cell_of_row(row, self.severities, seed=self.seed, index=index, epoch=epoch)
 
-    def _row_of(self, cell: Cell) -> int:
-        return self.rows.index(cell.name if self.row_per == "cell" else cell.corruption)
-
-    def _images_of(self, batch: PixelBatch) -> PixelDataset:
-        return self.test_images if batch.split == "test" else self.train_images
-
     def _finish(self, batch: PixelBatch, epoch: int) -> Any:
-        self._skipped.note(batch, self._images_of(batch))
-        if batch.form == "classifier" and batch.cells is None:
-            clean = batch._replace(cells=(0,) * len(batch.indices))
-            if batch.split == "train":
-                pixels = shift_and_flip(clean.pixels, clean.indices, seed=self.seed, epoch=epoch)
-                clean = clean._replace(pixels=pixels)
-            return self._normalized(clean), batch.labels
-        if batch.form == "detector":
-            epoch = epoch if batch.split == "train" else -1
-            if batch.cells is None:
-                options: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
-                cells = [drawn_cell(self.corruptions, self.severities, index=at, **options) for at in batch.indices]
-                batch = batch._replace(cells=tuple(cell.code for cell in cells))
-            pixels = self._corrupted(batch, epoch)
-            rows = [self._row_of(Cell.from_code(code)) for code in batch.cells or ()]
-            return pixels.float() / 255, torch.tensor(rows, device=pixels.device)
-        images = self._normalized(batch)
-        return images if batch.form == "predict" else (images, batch.labels)
+        return made_batch(self, self._begun(batch, epoch), epoch)
 
-    def _drawn(self, batch: PixelBatch, number: int) -> DrawnBatch:
-        self._skipped.note(batch, self._images_of(batch))
-        corrupted = self._corrupted(batch, epoch=number)
-        rows = torch.tensor([self._row_of(Cell.from_code(code)) for code in batch.cells or ()])
-        images, clean = (self.normalization.apply(pixels.float() / 255) for pixels in (corrupted, batch.pixels))
-        return DrawnBatch(images, clean, batch.labels, rows.to(batch.pixels.device), batch.indices)
-
-    def _corrupted(self, batch: PixelBatch, epoch: int) -> Tensor:
-        assert batch.cells is not None
-        codes, device = batch.cells, batch.pixels.device
-        names = tuple(Cell.from_code(code).name for code in codes)
-        labels = batch.classes if batch.form == "classifier" else ()  # a detector's are rows
-        classes = number_of_classes(self._images_of(batch).dataset)
-        self.batch_info = BatchInfo(batch.indices, torch.tensor(codes, device=device), names, labels, classes)
-        if batch.split == "test" and isinstance(self.test, ReleasedSet):
-            return batch.pixels  # read in their cells
-        # Held-out images are training images by number, so their draws must not follow the split's name.
-        split = "test" if batch.split == "test" else "train"
-        return corrupt_pixels(
-            batch.pixels,
-            codes,
-            batch.indices,
-            seed=self.seed,
-            split=split,
-            preset=self.preset,
-            epoch=epoch,
-            frost_textures=self.frost_textures,
-        )
-
-    def _normalized(self, batch: PixelBatch) -> Tensor:
-        return self.normalization.apply(self._corrupted(batch, epoch=-1).float() / 255)
+    def _begun(self, batch: PixelBatch, epoch: int) -> PixelBatch:
+        self._skipped.note(batch, images_of(self, batch))
+        batch = in_cells(self, batch, epoch)
+        self.batch_info = info_of(self, batch)
+        return batch
 
 
 def _in_words(images: Any) -> str:

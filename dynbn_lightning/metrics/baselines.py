@@ -34,7 +34,7 @@ class Baseline:
         CorruptionError: If a corruption is unknown.
         DataError: If a corruption has neither five errors nor one, or if an error is not from 0 to 1.
 
-    Example:
+    Examples:
         >>> baseline = Baseline("mine", {"fog": (0.1, 0.2, 0.3, 0.4, 0.5), "snow": (0.25,)})
         >>> baseline.mean_error("fog", (1, 3, 5)), baseline.mean_error("snow")
         (0.3, 0.25)

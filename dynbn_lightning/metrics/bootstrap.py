@@ -72,7 +72,7 @@ def paired_bootstrap(
         DataError: If the shapes differ or are not one of these, if there is no run or no cell or fewer than two
             images, if a value is not finite, or if `resamples` or `level` is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> right = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
         >>> same = paired_bootstrap(right, right)

@@ -200,7 +200,7 @@ class CellMetrics(Metric):
     Args:
         kwargs: What `torchmetrics.Metric` takes. A `dist_sync_fn` among them is used in place of the all-reduce.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynbn_lightning.corruptions.cells import Cell
         >>> metric = CellMetrics()

@@ -34,7 +34,7 @@ def corruption_errors(errors: Mapping[str, float], baseline: Baseline) -> dict[s
         DataError: If an error is not from 0 to 1, or if the baseline does not have it (an unknown corruption; a
             missing severity; only the mean over five severities, and `errors` has fewer).
 
-    Example:
+    Examples:
         >>> baseline = Baseline("mine", {"fog": (0.2, 0.4, 0.4, 0.6, 0.8)})
         >>> corruption_errors({"fog/1": 0.1, "fog/5": 0.4}, baseline)
         {'fog': 0.5}

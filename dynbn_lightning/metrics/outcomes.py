@@ -52,7 +52,7 @@ def outcomes_of(logits: Tensor, labels: Tensor) -> Outcomes:
         DataError: If a label is of no class (looked at on the CPU only: elsewhere it would cost a synchronisation,
             and such an image counts as wrong, not among the top five, with an NLL of NaN).
 
-    Example:
+    Examples:
         >>> import torch
         >>> outcomes = outcomes_of(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([1, 1]))
         >>> outcomes.predictions.tolist(), outcomes.correct.tolist(), outcomes.top5.tolist()

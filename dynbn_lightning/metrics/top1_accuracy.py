@@ -44,7 +44,7 @@ class Top1Accuracy(Metric):
     A mean metric would keep its sum in torch's default dtype, which Lightning sets to 16 bits under the true half
     precisions: the accuracy would be off by half a point. Whole numbers are exact in every precision.
 
-    Example:
+    Examples:
         >>> import torch
         >>> accuracy = Top1Accuracy()
         >>> accuracy.update(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
