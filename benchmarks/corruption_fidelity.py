@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dynbn_lightning.corruptions import COMMON_CORRUPTIONS, CORRUPTIONS, SEVERITIES, corrupt
-from dynbn_lightning.corruptions.corrupt import RANDOM
+from dynbn_lightning.corruptions.batch import RANDOM
 from dynbn_lightning.files import whole_file
 from dynbn_lightning.models import Normalization, load_model
 

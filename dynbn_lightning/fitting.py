@@ -38,6 +38,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+            # True of detectors that are gathered and not trained.
+            warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")
             yield
     finally:
         logger.setLevel(level)

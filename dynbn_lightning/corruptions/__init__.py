@@ -1,5 +1,6 @@
 """The 19 corruptions of the benchmark on batches of images, and the names of those in released sets."""
 
+from dynbn_lightning.corruptions.batch import corrupt, quantize
 from dynbn_lightning.corruptions.cells import (
     ALL_CORRUPTIONS,
     CLEAN,
@@ -11,7 +12,6 @@ from dynbn_lightning.corruptions.cells import (
     Cell,
     cells_of,
 )
-from dynbn_lightning.corruptions.corrupt import corrupt, quantize
 from dynbn_lightning.corruptions.presets import PRESETS, resolve_preset
 from dynbn_lightning.corruptions.textures import texture_files
 from dynbn_lightning.corruptions.transform import Corrupt

@@ -13,8 +13,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from dynbn_lightning.corruptions.batch import corrupt
 from dynbn_lightning.corruptions.cells import CLEAN, COMMON_CORRUPTIONS, SEVERITIES, check_corruption, check_severity
-from dynbn_lightning.corruptions.corrupt import corrupt
 from dynbn_lightning.corruptions.presets import check_preset
 from dynbn_lightning.errors import CorruptionError, ImageError
 

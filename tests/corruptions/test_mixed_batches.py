@@ -59,7 +59,7 @@ def test_a_vector_of_severities(name: str, severities: Any) -> None:
 
 def test_each_corruption_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Counter[str] = Counter()
-    module = __import__("importlib").import_module("dynbn_lightning.corruptions.corrupt")
+    module = __import__("importlib").import_module("dynbn_lightning.corruptions.batch")
     for table in ("DETERMINISTIC", "RANDOM"):
         counted = {}
         for name, function in getattr(module, table).items():

@@ -151,7 +151,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("name", RANDOM)
 def test_one_generator_serves_a_whole_batch(name: str) -> None:
     # What an accelerator does, in its ways that a CPU can go too.
-    from dynbn_lightning.corruptions.corrupt import RANDOM as FUNCTIONS
+    from dynbn_lightning.corruptions.batch import RANDOM as FUNCTIONS
     from dynbn_lightning.corruptions.presets import PRESETS
 
     images = pictures(1, 3, 32, 32).expand(6, -1, -1, -1)

@@ -1,0 +1,1 @@
+"""The pictures that `docs/pictures.py` draws, one a file."""
