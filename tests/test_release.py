@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -98,6 +99,21 @@ def test_names_at_the_top_are_found_without_importing_everything() -> None:
     assert set(dynbn_lightning.__all__) <= set(dir(dynbn_lightning))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dynbn_lightning.nothing  # noqa: B018
+
+
+def test_importing_brings_nothing_that_lightning_and_torchvision_do_not() -> None:
+    # How long it takes is measured by benchmarks/import_time.py; this is why it is no longer.
+    program = """
+import sys
+import lightning, torchvision
+before = {name.partition(".")[0] for name in sys.modules}
+import dynbn_lightning
+assert "dynbn_lightning.callbacks" not in sys.modules
+from dynbn_lightning import *
+print(*sorted({name.partition(".")[0] for name in sys.modules} - before))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"dynbn_lightning", "safetensors"}
 
 
 if __name__ == "__main__":
