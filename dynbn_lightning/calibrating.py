@@ -78,7 +78,7 @@ def calibrate(
     progress: bool = True,
     path: str | Path | None = None,
 ) -> BNStatsBank:
-    """Choose how rows are blended so that routing costs nothing on clean images and helps on corrupted ones.
+    """Choose how rows are blended so that routing helps corrupted images and costs clean ones little or nothing.
 
     Looks at held-out training images alone, in random cells. First the detector's temperature is fitted to its own
     log-likelihood (Guo et al. 2017) and the novelty limit set. Then, for each row and layer, a share of the source

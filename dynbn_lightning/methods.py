@@ -158,8 +158,8 @@ METHODS: dict[str, Method] = {
 }
 """The methods by name. `dynamic_bn` is ours with the bank as it is; its variants are with rows as measured, by hard and
 soft routing, with calibrated rows by the evidence of each image, of the batch, and of the stream, and with rows that
-are refined too; `oracle` is the ceiling of detection. The others are their callbacks with their defaults, which are the
-authors' settings for CIFAR, begun anew with each loader of a stream."""
+are refined too; `oracle` is the ceiling of detection. The others are their callbacks with their defaults, begun anew
+with each loader of a stream."""
 
 _OURS = frozenset(METHODS)
 

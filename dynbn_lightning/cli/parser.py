@@ -122,8 +122,8 @@ def build_parser() -> ArgumentParser:
         commands,
         "calibrate",
         run.calibrate,
-        "Choose how a bank's rows are blended with the source statistics, so that routing costs nothing on clean "
-        "images, by looking at held-out training images; writes DIR/bank.safetensors. Takes the data options that "
+        "Choose how a bank's rows are blended with the source statistics, so that routing costs clean images as little "
+        "as possible, by looking at held-out training images; writes DIR/bank.safetensors. Takes the data options that "
         "detector and bank were made with.",
         run_options(),
         model_options(),
