@@ -20,4 +20,6 @@ requirements = [
 for requirement in map(Requirement, requirements):
     lowest = [one.version for one in requirement.specifier if one.operator == ">="]
     if requirement.name != project["name"]:
+        if not lowest:
+            sys.exit(f"{requirement} in pyproject.toml has no lowest version: write {requirement.name}>=...")
         print(f"{requirement.name}=={lowest[0]}")

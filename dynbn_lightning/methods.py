@@ -168,7 +168,8 @@ def register_method(name: str, method: Method) -> None:
     """Make a method of one's own known to `evaluate`, under a name; in every process that calls it.
 
     Args:
-        name: of letters, digits, `_`, `-`, `.` and `/`, none of the package's own; a name given before is given anew.
+        name: none of the package's own, and without commas or spaces, for lists on command lines and in tables; a name
+            given before is given anew.
         method: how its callbacks are made, and what they need.
 
     Raises:
@@ -176,8 +177,8 @@ def register_method(name: str, method: Method) -> None:
     """
     if name in _OURS:
         raise DataError(f"{name!r} is a method of this package: give yours another name")
-    if not re.fullmatch(r"\w[\w./-]*", name) or ".." in name:
-        raise DataError(f"a method can't be called {name!r}: use letters, digits, '_', '-', '.' and '/'")
+    if not re.fullmatch(r"[^\s,]+", name):
+        raise DataError(f"a method can't be called {name!r}: a name has no spaces and no commas, and isn't empty")
     METHODS[name] = method
 
 

@@ -126,8 +126,12 @@ def texts_of(notebook: NotebookNode) -> list[str]:
 
 
 def _check_outputs(notebook: NotebookNode, folder: str) -> None:
-    for private in (folder, os.path.realpath(folder), str(Path.home()), "ipykernel_", platform.node()):
-        found = [text for text in texts_of(notebook) if len(private) > 1 and private in text]
+    paths = [
+        re.escape(text) for text in (folder, os.path.realpath(folder), str(Path.home()), "ipykernel_") if text > "/"
+    ]
+    host = [rf"\b{re.escape(platform.node())}\b"] if len(platform.node()) > 4 else []  # none that is a common word
+    for private in (*paths, *host):
+        found = [text for text in texts_of(notebook) if re.search(private, text)]
         if found:
             raise ValueError(f"an output holds {private!r}, which is of this machine alone: {found[0][:500]}")
 

@@ -1,21 +1,23 @@
 """Runs what stands in a page of documentation: its Python and its commands, in order, in a folder of tiny data.
 
-A block with a title is a file, which later blocks may import, run or name.
-
-Everything runs as it stands but for sizes: commands get a few settings more at their end (`SMALL`), which decide as the
-last of their kind. Commands of LightningCLI and of `benchmarks/` only have their options read, for a run takes
-pretrained weights or hours; `tests/test_examples.py` runs what `examples/` has. Programs that aren't ours aren't run.
+A block with a title is a file, which later blocks may import, run or name. Everything runs as it stands but for sizes:
+commands get a few settings more at their end (`SMALL`), which decide as the last of their kind. Commands of
+LightningCLI, of `benchmarks/` and of launchers only have their options read, for a run takes pretrained weights, hours
+or several machines; `tests/test_examples.py` runs what `examples/` has. Programs that aren't ours aren't run.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -24,13 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 import dynbn_lightning
 from dynbn_lightning import calibrate
 from dynbn_lightning.cli import main
+from dynbn_lightning.cli.parser import build_parser
 from dynbn_lightning.corrupted_set import write_corrupted_set
+from dynbn_lightning.methods import METHODS
 from dynbn_lightning.models import cifar_resnet8, cifar_resnet20
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +52,9 @@ SMALL: dict[tuple[str, ...], list[str]] = {
     ("report",): [],
 }
 LIGHTNING = ("fit", "validate", "test", "predict")
-NOT_OURS = ("pip", "git", "mkdocs", "pre-commit", "torchrun", "srun", "sbatch", "cd", "pytest", "twine")
+LAUNCHERS = ("torchrun", "srun")
+NOT_OURS = ("pip", "git", "mkdocs", "pre-commit", "sbatch", "cd", "pytest", "twine", "ruff", "mypy", ".")
+FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", flags=re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -63,7 +70,7 @@ def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = page.read_text()
     blocks = []
-    for one in re.finditer(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", text, flags=re.DOTALL | re.MULTILINE):
+    for one in FENCE.finditer(text):
         indent, language, info, content = one.groups()
         content = re.sub(rf"^{indent}", "", content, flags=re.MULTILINE)
         titled = re.search(r'title="([^"]+)"', info)
@@ -96,7 +103,7 @@ def write_tiny_data(folder: Path) -> None:
         severities=(3,),
         progress=False,
     )
-    (folder / "examples").symlink_to(ROOT / "examples")
+    shutil.copytree(ROOT / "examples", folder / "examples")
 
 
 def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -108,22 +115,35 @@ def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     # As they stand but for the number of images: the default takes minutes.
     monkeypatch.setattr(dynbn_lightning, "calibrate", partial(calibrate, images=128))
     monkeypatch.syspath_prepend(Path.cwd())
+    blocks, known = blocks_of(page), dict(METHODS)
     names: dict[str, Any] = {"__name__": "__main__"}
     variables: dict[str, str] = {}
-    for block in blocks_of(page):
-        if block.file is not None:
-            Path(block.file).write_text(block.text)
-        elif block.language == "python":
-            # Numbers of lines in tracebacks are those of the page.
-            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
-        elif block.language == "sh":
-            for command in re.sub(r"\\\n\s*", " ", block.text).splitlines():
-                run_command(command, variables, monkeypatch)
+    try:
+        for block in blocks:
+            if block.language == "yaml":
+                yaml.safe_load(block.text)
+            if block.language == "python":
+                # Numbers of lines in tracebacks are those of the page.
+                code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+            if block.file is not None:
+                Path(block.file).write_text(block.text)
+            elif block.language == "python":
+                exec(code, names)
+            elif block.language in ("sh", "bash"):
+                for command in re.sub(r"\\\n\s*", " ", block.text).splitlines():
+                    run_command(command, variables, monkeypatch, only_read=block.language == "bash")
+    finally:
+        METHODS.clear()
+        METHODS.update(known)
+        for block in blocks:  # another page may have a file of the same name
+            sys.modules.pop(Path(block.file or "").stem, None)
     return names
 
 
-def run_command(command: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run one line of a `sh` block, or read its options."""
+def run_command(
+    command: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, only_read: bool = False
+) -> None:
+    """Run one line of a block of commands, or only read its options."""
     words = shlex.split(Template(command).safe_substitute(variables), comments=True)
     if re.match(r'\w+="', command):  # data="--source photos"
         name, _, value = words[0].partition("=")
@@ -133,10 +153,8 @@ def run_command(command: str, variables: dict[str, str], monkeypatch: pytest.Mon
         name, _, value = words.pop(0).partition("=")
         if not words:
             variables[name] = value
-    if not words or words[0] in NOT_OURS:
-        return
     for part in _parts(words):
-        _run(part, command, monkeypatch)
+        _run(part, command, monkeypatch, only_read=only_read)
 
 
 def _parts(words: list[str]) -> list[list[str]]:
@@ -147,32 +165,56 @@ def _parts(words: list[str]) -> list[list[str]]:
             parts.append([])
         else:
             parts[-1].append(word)
-    return [part[: part.index(">")] if ">" in part else part for part in parts]
+    return [part[: part.index(">")] if ">" in part else part for part in parts if part]
 
 
-def _run(words: list[str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run(words: list[str], command: str, monkeypatch: pytest.MonkeyPatch, *, only_read: bool) -> None:
     program, *arguments = words
-    if program in NOT_OURS or program.endswith(("/pip", "/pytest")):
-        return
-    if program.endswith("python") or program == "python3":
-        if Path(arguments[0]).is_file():  # a block of the page
-            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-            subprocess.run([sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path}, check=True)
-        elif arguments[0] != "-m":
+    program = program.rpartition("/")[2] or program
+    if program in LAUNCHERS:  # what they launch begins with ours
+        ours = next((at for at, word in enumerate(words) if word in ("dynbn", "dynbn_lightning.cli")), None)
+        if ours is not None:
+            _run(["dynbn", *words[ours + 1 :]], command, monkeypatch, only_read=True)
+    elif program in ("python", "python3"):
+        if arguments[:2] == ["-m", "dynbn_lightning.cli"]:
+            _run(["dynbn", *arguments[2:]], command, monkeypatch, only_read=only_read)
+        elif Path(arguments[0]).is_file():  # a block of the page
+            _run_script(arguments)
+        elif arguments[0] not in ("-m", "-c"):
             _read_options(ROOT / arguments[0], arguments[1:], monkeypatch)
-        return
-    assert program.rpartition("/")[2] == "dynbn", f"{command!r} can't be checked"
-    if arguments[0] in LIGHTNING:
-        with pytest.raises(SystemExit) as left:
-            main([*arguments, "--print_config"])
-        assert left.value.code == 0, command
-    elif arguments[0] == "demo":  # CI runs it from the wheel
-        with pytest.raises(SystemExit) as left:
-            main([*arguments, "--help"])
-        assert left.value.code == 0, command
+    elif program == "dynbn":
+        if arguments[0] in LIGHTNING:
+            _read_config([*arguments, "--print_config"], command)
+        elif only_read or arguments[0] == "demo":  # CI runs the demo from the wheel
+            build_parser().parse_args(arguments)
+        else:
+            small = SMALL[tuple(arguments[:2])] if tuple(arguments[:2]) in SMALL else SMALL[(arguments[0],)]
+            assert main([*arguments, *small]) == 0, command
     else:
-        small = SMALL[tuple(arguments[:2])] if tuple(arguments[:2]) in SMALL else SMALL[(arguments[0],)]
-        assert main([*arguments, *small]) == 0, command
+        assert only_read or program in NOT_OURS, f"{command!r} can't be checked"
+
+
+def _run_script(arguments: list[str]) -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _read_config(arguments: list[str], command: str) -> None:
+    said = io.StringIO()
+    with redirect_stderr(said):
+        try:
+            status: Any = main(arguments)
+        except SystemExit as left:
+            status = left.code
+    assert status == 0, f"{command}: {said.getvalue()}"
 
 
 class _Read(Exception):
@@ -191,7 +233,6 @@ def _read_options(script: Path, arguments: list[str], monkeypatch: pytest.Monkey
     with monkeypatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", read)
         patched.setattr(sys, "argv", [str(script), *arguments])
-        patched.setattr(os, "environ", dict(os.environ))
         sys.path.insert(0, str(script.parent))
         try:
             with pytest.raises(_Read):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from cli_data import write_folder
+from documented import blocks_of
 from lightning.pytorch import Trainer
 
 from dynbn_lightning import (
@@ -152,8 +152,8 @@ def test_what_print_config_prints_loads_again(config: str, tmp_path: Path, capsy
 
 
 def test_the_yaml_of_the_documentation_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "command_line.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    page = Path(__file__).parent.parent / "docs" / "command_line.md"
+    (example,) = [block.text for block in blocks_of(page) if block.file == "run.yaml"]
     (tmp_path / "page.yaml").write_text(example)
     said = yaml.safe_load(printed_config(capsys, "test", "--config", str(tmp_path / "page.yaml")))
     classes = [callback["class_path"] for callback in said["trainer"]["callbacks"]]

@@ -54,11 +54,11 @@ def test_issue_forms_are_forms(path: Path) -> None:
     assert any(part.get("validations", {}).get("required") for part in asked)
 
 
-def test_commands_of_the_issue_forms_compile() -> None:
+def test_commands_of_the_issue_forms_work() -> None:
     commands = [command for path in FORMS for command in re.findall(r'python -c "([^"]+)"', path.read_text())]
     assert len(commands) == 2
-    for command in commands:
-        compile(command, "form", "exec")
+    exec(commands[0], {})  # versions; the other is of a folder of theirs
+    compile(commands[1], "form", "exec")
 
 
 def test_there_is_a_form_for_each_kind_and_no_blank_one() -> None:

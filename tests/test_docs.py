@@ -18,9 +18,16 @@ from dynbn_lightning.reporting import methods_of, read_results
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-WITH_CODE = [page for page in PAGES if {block.language for block in blocks_of(page)} & {"python", "sh", "yaml"}]
-RUN = ("python", "sh", "yaml")
-NOT_RUN = ("text", "json", "bash", "latex", "bibtex")  # formulas, output, and scripts for other machines
+BESIDE = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "notebooks/README.md")]
+RUN = ("python", "sh", "bash", "yaml")  # of bash, which is for other machines or data, the options are read
+NOT_RUN = ("text", "json")  # formulas and output
+WITH_CODE = [page for page in PAGES if {block.language for block in blocks_of(page)} & {*RUN}]
+
+
+def check_left(*expected: str) -> None:
+    """Pages write what they say and nothing else."""
+    given = {"data", "dynbn-demo", "examples", "photos", "resnet20-12fca82f.th"}
+    assert {path.name for path in Path().iterdir()} - given == {*expected}
 
 
 def check_readme(names: dict[str, Any]) -> None:
@@ -38,6 +45,7 @@ def check_routing(names: dict[str, Any]) -> None:
     assert torch.equal(names["hard"][0], names["own"][0])
     assert not torch.equal(names["hard"][1], names["own"][1])
     assert names["soft"].shape == names["blended"].shape == (4, 8, 30, 30)
+    check_left("model.bank.safetensors")
 
 
 def check_bank(names: dict[str, Any]) -> None:
@@ -46,6 +54,7 @@ def check_bank(names: dict[str, Any]) -> None:
     assert bank.calibration.source_share.shape == (5, len(bank.layers))
     assert refined.refined
     assert not bank.refined
+    check_left("calibrated.safetensors")
 
 
 def check_methods(names: dict[str, Any]) -> None:
@@ -59,6 +68,7 @@ def check_methods(names: dict[str, Any]) -> None:
         ("mixed", 500),
         ("continual", 500),
     ]
+    check_left("quantiles.safetensors")
 
 
 def check_reports(names: dict[str, Any]) -> None:
@@ -71,9 +81,10 @@ def check_reports(names: dict[str, Any]) -> None:
     described, written = json.loads(schema), json.loads(Path("others/results.json").read_text())
     assert described.keys() == written.keys()
     assert described["schema_version"] == written["schema_version"]
+    (block,) = described["runs"][0]["methods"].values()
     source = written["runs"][0]["methods"]["source"]
-    assert source.keys() <= described["runs"][0]["methods"]["source"].keys()
-    assert source["clean"].keys() == described["runs"][0]["methods"]["source"]["clean"].keys()
+    assert source.keys() <= block.keys()
+    assert source["clean"].keys() == block["clean"].keys()
 
 
 def check_data(names: dict[str, Any]) -> None:
@@ -81,6 +92,7 @@ def check_data(names: dict[str, Any]) -> None:
     block = names["results"]["runs"][0]["methods"]["batch_stats"]
     assert block["cells"].keys() == {"fog/1", "fog/5", "contrast/1", "contrast/5"}
     assert block["clean"]["images"] == 200
+    check_left("results", "shapes")
 
 
 def check_processes(names: dict[str, Any]) -> None:
@@ -115,13 +127,13 @@ def test_page(page: Path, cifar10_archive: Path, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_says_what_it_is(page: Path) -> None:
-    fences = re.findall(r"^ *```(.*)$", page.read_text(), flags=re.MULTILINE)
-    assert len(fences) % 2 == 0
-    for opening in fences[::2]:
-        assert opening.startswith((*RUN, *NOT_RUN)), f"```{opening}"
+    fences = re.findall(r"^[> ]*(?:`{3,}|~{3,}).*$", page.read_text(), flags=re.MULTILINE)
+    blocks = blocks_of(page)
+    assert len(fences) == 2 * len(blocks), "a block is of no form that the tests know"
+    assert {block.language for block in blocks} <= {*RUN, *NOT_RUN}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
         if not target.startswith(("http://", "https://", "mailto:")):

@@ -128,7 +128,8 @@ def test_the_site_shows_files_of_the_repository(site: Path) -> None:
     for page, file in shown.items():
         heading = re.search(r"^## (\w+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
         content = (site / f"{page}.html").read_text(encoding="utf-8")
-        assert heading is None or re.search(rf"<h2 id=\"[^\"]*\">{heading[1]}", content), page
+        assert heading is not None
+        assert re.search(rf"<h2 id=\"[^\"]*\">{heading[1]}", content), page
         assert "The site shows" not in content
     assert not list(site.rglob("*.py"))
 

@@ -275,6 +275,6 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     check_methods(["source", "mine/half"], has_bank=False, has_detector=False)
     with pytest.raises(DataError, match="'source' is a method of this package: give yours another name"):
         register_method("source", Method(lambda tools: []))
-    for name in ("", "../mine", "mine method", "/mine"):
+    for name in ("", "mine method", "mine,half"):
         with pytest.raises(DataError, match="a method can't be called"):
             register_method(name, Method(lambda tools: []))

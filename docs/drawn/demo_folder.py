@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from dynbn_lightning.corruptions import Cell
 from dynbn_lightning.datamodules.batches import corrupt_pixels
 from dynbn_lightning.errors import DataError
 from dynbn_lightning.reporting import read_results
-
-if TYPE_CHECKING:
-    pass
 
 FILES = {"classifier": "classifier.safetensors", "detector": "detector.ckpt", "bank": "bank.safetensors"}
 

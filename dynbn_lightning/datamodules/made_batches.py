@@ -31,6 +31,7 @@ def in_cells(data: CorruptionDataModule, batch: PixelBatch, epoch: int) -> Pixel
         if batch.split == "train":
             batch = batch._replace(pixels=shift_and_flip(batch.pixels, batch.indices, seed=data.seed, epoch=epoch))
         return batch._replace(cells=(Cell.clean().code,) * len(batch.indices))
+    assert batch.form == "detector", f"a batch for {batch.form} comes in its cells"
     options: dict[str, Any] = {"seed": data.seed, "epoch": _epoch_of_draws(batch, epoch)}
     cells = [drawn_cell(data.corruptions, data.severities, index=index, **options) for index in batch.indices]
     return batch._replace(cells=tuple(cell.code for cell in cells))

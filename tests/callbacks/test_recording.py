@@ -176,6 +176,12 @@ class WithoutCounting(Silent):
         self(batch[0])
 
 
+@pytest.mark.xfail(
+    torch.__version__.startswith("2.6."),
+    reason="torch 2.6 doesn't see hooks that came after compiling; the error says to return the logits",
+    raises=ReportError,
+    strict=True,
+)
 def test_a_compiled_module_is_recorded_whether_it_was_compiled_with_the_hook_or_without():
     data, module = make_data(), WithoutCounting()
     logits = logits_by_hand(data, module.net)

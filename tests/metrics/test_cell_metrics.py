@@ -230,6 +230,7 @@ def test_the_default_dtype_changes_nothing():
         torch.set_default_dtype(default)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 pretends no CUDA without a driver")
 def test_nothing_waits_for_the_device():
     metric = CellMetrics()
     with no_values_known():

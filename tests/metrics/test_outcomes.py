@@ -127,6 +127,7 @@ def test_what_waits_for_the_device_is_noticed():
                 waits()
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 pretends no CUDA without a driver")
 def test_nothing_waits_for_the_device():
     with no_values_known():
         for dtype in (torch.float16, torch.float32):
