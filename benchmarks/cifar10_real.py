@@ -84,7 +84,10 @@ class Run:
         self.seed, self.options = seed, options
         self.console, self.progress = Console(), options.jobs == 1
         self.epochs = min(options.epochs, 8) if options.short else options.epochs
-        (self.checkpoint,) = (options.data / "weights").glob(f"{options.network}-*.th")
+        found = sorted((options.data / "weights").glob(f"{options.network}-*.th"))
+        if len(found) != 1:
+            sys.exit(f"{options.data}/weights: {len(found)} files {options.network}-*.th; RESULTS.md says what is read")
+        self.checkpoint = found[0]
         self.model = load_model(f"cifar_{options.network}", self.checkpoint)
         self.folder = options.output / options.network / f"seed{seed}"
         self.detector = options.output / "detectors" / f"seed{seed}.ckpt"  # it knows no network

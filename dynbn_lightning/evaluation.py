@@ -36,6 +36,7 @@ from dynbn_lightning.methods import (
     default_methods,
     needed_quantiles,
 )
+from dynbn_lightning.models.normalization import warn_of_other_normalization
 from dynbn_lightning.pieces import run_method, run_piece, settings_of_method
 from dynbn_lightning.processes import prepare, start_processes_of
 from dynbn_lightning.progress import progress_bar
@@ -116,6 +117,7 @@ def evaluate(
     check_methods(methods, has_bank=bank is not None, has_detector=detector is not None)
     check_streams(streams)
     check_batch_sizes(batch_sizes)
+    warn_of_other_normalization(model, data.normalization)
     if bank is not None:
         bank.check_model(model)
         check_bank(methods, bank)

@@ -214,6 +214,8 @@ def default_methods(bank: BNStatsBank | None, *, has_detector: bool) -> list[str
 
 def check_methods(methods: Sequence[str], *, has_bank: bool, has_detector: bool) -> None:
     """Raise `DataError` for unknown methods, and for methods that lack the bank or the detector they need."""
+    if isinstance(methods, str):
+        raise DataError(f"methods={methods!r}: expected names in a list, as in [{methods!r}]")
     for name in methods:
         if name not in METHODS:
             raise DataError(f"unknown method {name!r}: {did_you_mean(name, METHODS)}")

@@ -25,6 +25,7 @@ from dynbn_lightning.datamodules.batches import DrawnBatch
 from dynbn_lightning.datamodules.row_loaders import Batches
 from dynbn_lightning.errors import BankError, DataError, did_you_mean
 from dynbn_lightning.files import check_output_folder, whole_file
+from dynbn_lightning.models.normalization import warn_of_other_normalization
 from dynbn_lightning.progress import progress_bar
 
 Criterion = Literal["consistency", "labels"]
@@ -41,6 +42,7 @@ def check_bank_and_data(model: nn.Module, bank: BNStatsBank, data: CorruptionDat
     if criterion not in get_args(Criterion):
         raise DataError(f"criterion={criterion!r}: {did_you_mean(criterion, get_args(Criterion))}")
     bank.check_model(model)
+    warn_of_other_normalization(model, data.normalization)
     if bank.rows != data.rows:
         raise BankError(
             f"the bank has {len(bank)} rows, the data has {len(data.rows)} and not the same ones: give the data the "

@@ -272,3 +272,18 @@ def test_an_interrupted_evaluation_is_reported_and_goes_on(
     assert "other: batch_stats" in (tmp_path / "both" / "results.md").read_text()
     assert main(["report", str(tmp_path), "--baseline", "alexnett"]) == 2
     assert "did you mean 'alexnet'" in capsys.readouterr().err
+
+
+def test_what_is_forgotten_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    model = ["--model", "cifar_resnet8", "--checkpoint", str(folder / "net.pt"), "--normalization", "none"]
+    assert main(["evaluate", *model, "--detector", "detector.ckpt", "--output", str(tmp_path)]) == 2
+    assert "--detector is of no use without --bank" in capsys.readouterr().err
+    few = ["--corruptions", "fog", "--severities", "3", "--epochs", "1", "--network", "prototype"]
+    assert main(["detector", "fit", *few, "--output", str(tmp_path), "--accelerator", "cpu"]) == 0
+    assert "no --source is given: these are the embedded shapes" in {str(one.message) for one in recwarn}
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("dynbn-lightning 0.")

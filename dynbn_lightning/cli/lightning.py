@@ -121,7 +121,7 @@ class TrainerCLI(LightningCLI):
         """
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {in_one_line(str(error))}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -81,9 +81,8 @@ def data_options(
     group = parser.add_argument_group("data")
     group.add_argument(
         "--source",
-        default="shapes",
         help="shapes (embedded), cifar10, cifar100, or a folder with train/ and test/ (or val/), a folder per class "
-        "in each",
+        "in each; shapes if not given",
     )
     group.add_argument("--root", type=Path, default="data", metavar="DIR", help="where cifar10 and cifar100 lie or go")
     group.add_argument("--image-size", type=positive, metavar="PX", help="resize and crop images to this size")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dynbn_lightning import __version__
 from dynbn_lightning.cli import run
 from dynbn_lightning.cli.options import (
     at_least_two,
@@ -45,6 +46,7 @@ def build_parser() -> ArgumentParser:
         "look its BatchNorm statistics up, and patch every layer before each step.",
         epilog="`dynbn COMMAND --help` explains a command. With no model of your own, begin with `dynbn demo`.",
     )
+    parser.add_argument("--version", action="version", version=f"dynbn-lightning {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
     def add(to: Any, name: str, command: Command, summary: str, *parents: ArgumentParser) -> ArgumentParser:
@@ -225,7 +227,6 @@ def build_parser() -> ArgumentParser:
         run_options(),
         data_options(),
     )
-    figures.set_defaults(source=None)
     figures.add_argument("--results", type=Path, metavar="FILE", help="results.json, or the folder it lies in")
     figures.add_argument(
         "--stream", metavar="NAME", help="which stream of the results; mixed, or else the first, if not given"

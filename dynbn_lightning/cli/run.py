@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionDataModule:
     from dynbn_lightning.datamodules import CorruptionDataModule
 
+    test = _released_set(options)
     return CorruptionDataModule(
-        options.source,
-        test=_released_set(options),
+        _source(options) if test is None else options.source or "shapes",
+        test=test,
         root=options.root,
         normalization=normalization,
         image_size=options.image_size,
@@ -33,6 +35,12 @@ def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionData
         num_workers=options.num_workers,
         seed=options.seed,
     )
+
+
+def _source(options: Namespace) -> str:
+    if options.source is None:
+        warnings.warn("no --source is given: these are the embedded shapes", stacklevel=3)
+    return options.source or "shapes"
 
 
 def _released_set(options: Namespace) -> Any:
@@ -168,6 +176,7 @@ def refine(options: Namespace, console: Console) -> None:
 def evaluate(options: Namespace, console: Console) -> None:
     """`dynbn evaluate`."""
     from dynbn_lightning.batchnorm import BNStatsBank, QuantileBank
+    from dynbn_lightning.errors import DataError
     from dynbn_lightning.evaluation import check_batch_sizes, check_streams, evaluate
     from dynbn_lightning.methods import check_bank, check_methods, default_methods, needed_quantiles
     from dynbn_lightning.reporting import results_table
@@ -175,6 +184,8 @@ def evaluate(options: Namespace, console: Console) -> None:
     bank = None if options.bank is None else BNStatsBank.load(options.bank)
     quantiles = None if options.quantiles is None else QuantileBank.load(options.quantiles)
     has_detector = options.detector is not None
+    if has_detector and bank is None:
+        raise DataError("--detector is of no use without --bank: make one with `dynbn bank build`")
     methods = options.methods or default_methods(bank, has_detector=has_detector)
     check_methods(methods, has_bank=bank is not None, has_detector=has_detector)
     check_streams(options.stream)
@@ -264,7 +275,7 @@ def corrupt(options: Namespace, console: Console) -> None:
     from dynbn_lightning.fitting import device_of
 
     made = write_corrupted_set(
-        options.source,
+        _source(options),
         options.output,
         root=options.root,
         corruptions=CORRUPTIONS if options.corruptions is None else options.corruptions,

@@ -40,6 +40,8 @@ def chosen_cells(
     _check_different("corruptions", corruptions)
     if severities is None:
         severities = SEVERITIES if released is None else released.severities_of(corruptions)
+    if isinstance(severities, int):
+        raise DataError(f"severities={severities!r}: expected several in a list, as in [{severities}]")
     _check_different("severities", severities)
     for name in corruptions if released is None else ():
         check_corruption(name)
@@ -50,7 +52,9 @@ def chosen_cells(
 
 
 def _check_different(name: str, values: Sequence[Any]) -> None:
-    if isinstance(values, str) or not values or len(set(values)) != len(values):
+    if isinstance(values, str):
+        raise DataError(f"{name}={values!r}: expected one or more different ones in a list, as in [{values!r}]")
+    if not values or len(set(values)) != len(values):
         raise DataError(f"{name}={values!r}: expected one or more different ones")
 
 

@@ -115,7 +115,8 @@ def _read_torch(path: Path) -> Any:
             f"checkpoint {path} holds more than weights ({what[1] if what else 'Python objects'}): reading that could "
             "run any code, so it is not read. Expected tensors, numbers, text, lists and dicts only. If you trust "
             "where the file comes from, save its weights alone and pass those: "
-            'torch.save(torch.load(path, weights_only=False)["state_dict"], "weights.pt")'
+            'torch.save(torch.load(path, weights_only=False)["state_dict"], "weights.pt"), or, if it is a whole model, '
+            'with .state_dict() in place of ["state_dict"]'
         ) from error
     except Exception as error:  # torch.load raises anything from EOFError to RuntimeError on other files
         raise _no_checkpoint(path, error) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynbn_lightning.errors import DataError, did_you_mean
 
@@ -30,6 +31,11 @@ class Normalization:
             raise DataError(f"normalization needs as many means as standard deviations, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise DataError(f"normalization needs standard deviations above 0, got {self.std}")
+        if min(self.mean) < 0 or max(self.mean) > 1 or max(self.std) > 1:
+            raise DataError(
+                f"normalization is of pixels in [0, 1], and a mean of {self.mean} with a std of {self.std} is not: "
+                "divide both by 255 if they are of pixels from 0 to 255"
+            )
 
     @classmethod
     def of(cls, value: str | Normalization | Sequence[Sequence[float]] | None) -> Normalization:
@@ -87,3 +93,16 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "half": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """Known normalisations by name; `imagenet` is also what the public CIFAR-10 ResNets were trained with."""
+
+
+def warn_of_other_normalization(model: nn.Module, given: Normalization) -> None:
+    """Warn where a model, or one inside it, is known to take images that are normalised otherwise than these."""
+    for module in model.modules():
+        known = getattr(module, "input_normalization", None)
+        if isinstance(known, Normalization) and not known.agrees_with(given):
+            warnings.warn(
+                f"{type(module).__name__} takes images normalised with mean {known.mean} and std {known.std}, and "
+                f"these are with mean {given.mean} and std {given.std}: its accuracy will be another than it should "
+                "be; pass the model's own as normalization=",
+                stacklevel=3,
+            )

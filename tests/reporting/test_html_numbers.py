@@ -289,7 +289,7 @@ def test_several_folders_are_told_apart_and_each_has_its_own_source(tmp_path: Pa
         tmp_path / "other", images=20, methods=methods, cells=FEW, seed=5, protocol={**PROTOCOL, "model": "resnet56"}
     )
     tree, comparison = page_of(one, other)
-    assert tree.one("h1").text == "resnet20 and resnet56 on corrupted cifar10"
+    assert tree.one("h1").text == "resnet20 and resnet56, tested on corrupted cifar10"
     mixed, continual = tables_of(tree, "Methods on")
     assert list(rows_of(mixed)) == ["one: source", "one: tent", "other: source", "other: tent"]
     assert list(rows_of(continual)) == ["one: source", "one: tent"]

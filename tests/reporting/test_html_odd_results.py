@@ -30,7 +30,7 @@ def test_names_of_any_characters_are_shown_as_they_are(tmp_path: Path, name: str
     assert not tree.all("script")
     assert name in rows_of(tables_of(tree, "Methods on")[0])
     assert sum(term.text == name for term in tree.all("dt")) >= 4
-    assert tree.one("h1").text == f"{name} on corrupted cifar10"
+    assert tree.one("h1").text == f"{name}, tested on corrupted cifar10"
     assert any(name in text.text for drawing in tree.all("svg") for text in drawing.all("text"))
 
 

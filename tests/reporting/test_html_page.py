@@ -110,7 +110,7 @@ def test_sections_stand_in_their_order(tree: Node) -> None:
         "Protocol",
         "Words",
     ]
-    assert tree.one("h1").text == tree.one("head").one("title").text == "resnet20 on corrupted cifar10"
+    assert tree.one("h1").text == tree.one("head").one("title").text == "resnet20, tested on corrupted cifar10"
     summary = tree.of_class("summary")[0].text
     for said in ("4 methods", "mixed and continual streams in batches of 200", "40 test images", "1 and 5", "seed 0"):
         assert said in summary

@@ -44,7 +44,7 @@ def title_of(comparison: Comparison) -> str:
     protocols = [entry.protocol for entry in first_entries(comparison)]
     models = list(dict.fromkeys(str(protocol.get("model", "a model")) for protocol in protocols))
     data = list(dict.fromkeys(str(protocol["source"]) for protocol in protocols if "source" in protocol))
-    return f"{listed(models) or 'Results'} on corrupted {listed(data) or 'images'}"
+    return f"{listed(models) or 'Results'}, tested on corrupted {listed(data) or 'images'}"
 
 
 def first_entries(comparison: Comparison) -> list[Entry]:
