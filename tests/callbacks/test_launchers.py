@@ -69,4 +69,6 @@ def test_a_script_that_fails_on_one_process_ends_on_both(tmp_path, launcher):
     assert done.returncode != 0
     assert "ValueError: process 1 stopped here" in done.stderr
     assert time.monotonic() - began < SECONDS / 2
-    assert read_results(tmp_path / "report")["missing"]
+    # torchrun ends the others itself, now and then before the first of them has written its report.
+    if launcher != "torchrun" or (tmp_path / "report" / "results.json").exists():
+        assert read_results(tmp_path / "report")["missing"]
