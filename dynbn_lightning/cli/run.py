@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionDataModule:
     from dynbn_lightning.datamodules import CorruptionDataModule
 
-    test = _released_set(options)
     return CorruptionDataModule(
-        _source(options) if test is None else options.source or "shapes",
-        test=test,
+        _source(options),
+        test=_released_set(options),
         root=options.root,
         normalization=normalization,
         image_size=options.image_size,
@@ -38,7 +37,7 @@ def _datamodule(options: Namespace, normalization: Any = None) -> CorruptionData
 
 
 def _source(options: Namespace) -> str:
-    if options.source is None:
+    if options.source is None and getattr(options, "released", None) is None:
         warnings.warn("no --source is given: these are the embedded shapes", stacklevel=3)
     return options.source or "shapes"
 

@@ -372,14 +372,7 @@ class CorruptionDataModule(LightningDataModule):
         names = loader_names(self.stream, cells)[first_loader:]
         check_enough_batches(self._batches, names, share, limit_of(self.trainer))
         loaders = [
-            self._loader(
-                images,
-                parts,
-                split=split,
-                form=form,
-                first_batch=0 if number else first_batch,
-                share=share,
-            )
+            self._loader(images, parts, split=split, form=form, first_batch=0 if number else first_batch, share=share)
             for number, parts in enumerate(of_loaders)
         ]
         return loaders[0] if self.stream in ("mixed", "continual") else loaders
